@@ -1,0 +1,71 @@
+"""Turns parsed TOML, YAML or JSON into typed settings, and says in one line what is wrong with them.
+
+A wrong key is named with the keys that are allowed there; a wrong value with what is allowed for it.
+Python 3.8 syntax: training/ uses it too.
+"""
+
+import re
+from typing import Any, Type, TypeVar
+
+import msgspec
+
+from serving.errors import JetloopError, OperatorError
+
+T = TypeVar("T")
+
+_PATH = re.compile(r" - at `\$?\.?([^`]*)`$")
+_UNKNOWN = re.compile(r"unknown field `([^`]*)`")
+
+
+def convert(raw: Any, into: Type[T], source: str, error: Type[JetloopError] = OperatorError) -> T:
+    """Checks `raw` (what a TOML, YAML or JSON parser gave) against the msgspec struct `into`.
+
+    Args:
+        raw: nested dicts, lists and scalars.
+        into: a `msgspec.Struct` declared with `forbid_unknown_fields=True`; its `Meta` annotations are the limits.
+        source: what the settings came from, such as a file name; begins the message.
+        error: the family of the error to raise.
+
+    Raises:
+        OperatorError: (or `error`) a key is unknown or missing, or a value is not allowed.
+    """
+    try:
+        return msgspec.convert(raw, into)
+    except msgspec.ValidationError as problem:
+        raise error(f"{source}: {_explain(str(problem), into)}") from None
+
+
+def _explain(message: str, into: Any) -> str:
+    found = _PATH.search(message)
+    path = found.group(1) if found else ""
+    what = _PATH.sub("", message)
+    unknown = _UNKNOWN.search(what)
+    if unknown:
+        allowed = ", ".join(_fields_at(into, path)) or "nothing"
+        key = ".".join(part for part in (path, unknown.group(1)) if part)
+        return f"`{key}` is not a known setting; allowed there: {allowed}"
+    return f"`{path}`: {what}" if path else what
+
+
+def _fields_at(into: Any, path: str) -> "list[str]":
+    """Names of the fields of the struct that `path` (dotted) leads to; empty if it leads to none."""
+    node = msgspec.inspect.type_info(into)
+    for part in filter(None, path.split(".")):
+        node = _only_struct(node)
+        field = next((f for f in getattr(node, "fields", ()) if f.encode_name == part.split("[")[0]), None)
+        if field is None:
+            return []
+        node = field.type
+    return [f.encode_name for f in getattr(_only_struct(node), "fields", ())]
+
+
+def _only_struct(node: Any) -> Any:
+    """The struct inside an optional, list or dict type."""
+    while not hasattr(node, "fields"):
+        inner = getattr(node, "item_type", None) or getattr(node, "value_type", None)
+        if inner is None:
+            inner = next((t for t in getattr(node, "types", ()) if hasattr(t, "fields")), None)
+        if inner is None:
+            return node
+        node = inner
+    return node

@@ -1,0 +1,1 @@
+"""The arena: a room, a small robot in it, what its camera sees, and what it hits."""

@@ -1,0 +1,1 @@
+"""From the broker to the people: collector, store, console, trace."""
