@@ -1,0 +1,64 @@
+# The menu. `make` alone prints it.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format services lock clean
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+BIN := .venv/bin
+
+# uv installs, being ten times quicker than pip; it is told what pip on this machine is configured with.
+pip_setting = $(or $($(1)),$(shell $(PYTHON) -m pip config get global.$(2) 2>/dev/null | tr '\n' ' '))
+empty :=
+comma := ,
+space := $(empty) $(empty)
+UV = UV_FIND_LINKS="$(subst $(space),$(comma),$(strip $(call pip_setting,PIP_FIND_LINKS,find-links)))" \
+     $(if $(call pip_setting,PIP_INDEX_URL,index-url),UV_DEFAULT_INDEX="$(strip $(call pip_setting,PIP_INDEX_URL,index-url))") \
+     $(BIN)/uv
+
+help:  ## this menu
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: .venv/.ready  ## .venv with everything pinned in constraints.txt
+
+.venv/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "jetloop needs Python 3.11 or newer, this is $$($(PYTHON) -V); name another: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "no venv module: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
+	@echo "setting up .venv (about 2 GB, a few minutes the first time)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt uv
+	@$(UV) pip install -q --python $(BIN)/python -c constraints.txt -e '.[platform]' --group dev
+	@touch $@
+
+demo: setup  ## the whole loop on this machine; DATA=dataset.zip WEIGHTS=weights.pth KEEP=1 are taken
+	@$(BIN)/jetloop demo $(if $(DATA),--data "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(KEEP),--keep)
+
+# Two processes for what only computes or talks; what measures time runs alone afterwards.
+test: check  ## all checks and tests (a test whose server is missing says so; `make services` adds the servers)
+	@$(BIN)/pytest -q -n 2 --dist loadfile -m "not alone"
+	@$(BIN)/pytest -q -m alone
+
+check: setup  ## style, types, Python versions, direction of imports
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/vermin -q --no-tips --violations -t=3.8- training serving/contracts serving/settings.py serving/errors.py
+	@$(BIN)/vermin -q --no-tips --violations -t=3.6- serving/preprocess.py serving/engine/worker.py serving/engine/ort_backend.py
+	@$(BIN)/lint-imports
+
+format: setup  ## put the code into its form
+	@$(BIN)/ruff check --fix -q . ; $(BIN)/ruff format -q .
+
+services: ## Debian packages of the servers that tests talk to (asks for root)
+	@command -v apt-get >/dev/null || { echo "this is no Debian or Ubuntu: install mosquitto, chromium and chromedriver yourself"; exit 1; }
+	@SUDO=$$([ $$(id -u) = 0 ] || echo sudo); \
+	    $$SUDO apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$SUDO apt-get install -qq -y --no-install-recommends \
+	    mosquitto chromium chromium-driver >/dev/null
+
+lock: setup  ## constraints.txt anew from pyproject.toml, at the newest versions
+	@$(UV) pip compile -q --upgrade --python-version 3.11 --no-annotate --no-header --extra platform --group dev pyproject.toml \
+	    | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > build/constraints.txt
+	@echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)" >> build/constraints.txt
+	@LC_ALL=C sort build/constraints.txt > constraints.txt && git --no-pager diff --stat constraints.txt
+
+clean:  ## remove what the commands made, .venv excepted
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
