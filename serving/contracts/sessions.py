@@ -25,7 +25,7 @@ class Session(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     place: str = "unknown"
     camera: str = "unknown"
     captured_at: Optional[str] = None  # RFC 3339, UTC
-    safety_distance_cm: Annotated[Optional[float], msgspec.Meta(gt=0)] = None
+    safety_distance_cm: Optional[Annotated[float, msgspec.Meta(gt=0)]] = None
     licence: str = "unknown"
     simulated: bool = False
     seed: Optional[int] = None  # of the simulator, when simulated
