@@ -1,0 +1,1 @@
+"""`jetloop demo`: the whole loop on one machine, each part its own process, in a scratch workspace."""
