@@ -73,7 +73,12 @@ def load(kind: str, options: Dict[str, Any]) -> Hardware:
     found = {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
     if kind not in found:
         raise OperatorError(f"hardware.kind is `{kind}`; installed here: {', '.join(sorted(found)) or 'none'}")
-    made = found[kind].load()(**options)
+    try:
+        made = found[kind].load()(**options)
+    except ImportError as problem:
+        raise OperatorError(f"hardware.kind `{kind}` needs what is not installed here: {problem}") from None
+    except TypeError as problem:
+        raise OperatorError(f"[hardware.options] does not fit hardware.kind `{kind}`: {problem}") from None
     if not isinstance(made, Hardware):
         raise OperatorError(f"hardware.kind `{kind}` is not a serving.hardware.base.Hardware")
     return made

@@ -1,0 +1,107 @@
+"""`jetloop-robot`: the commands on a robot. The daemon itself is daemon.py."""
+
+from pathlib import Path
+
+import click
+
+from serving.command_line import LazyGroup, run
+from serving.errors import OperatorError
+
+COMMANDS = {
+    "run": ("serving.daemon:command", "Run the robot: camera, model, motors, updates and events."),
+    "status": ("serving.cli:status", "What the robot on this machine does, from its state files."),
+    "check-config": ("serving.cli:check_config", "Read robot.toml and say what is wrong with it, if anything."),
+    "example-config": ("serving.cli:example_config", "Print a robot.toml to begin with."),
+}
+
+_config_option = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="robot.toml",
+    show_default=True,
+    help="The settings of this robot.",
+)
+
+
+@click.group(cls=LazyGroup, commands_at=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="jetloop")
+def group() -> None:
+    """Runs one robot of the fleet: it pulls signed models, checks them, drives with them and tells what it meets.
+
+    \b
+    jetloop-robot example-config > robot.toml    then set name, site, repository and broker
+    jetloop-robot check-config
+    jetloop-robot run
+    """
+
+
+@click.command()
+@_config_option
+def check_config(config_path: Path) -> None:
+    """Read robot.toml and say what is wrong with it, if anything.
+
+    Reads that file alone; starts nothing, opens no camera.
+
+    Example: jetloop-robot check-config --config robot.toml
+    """
+    from serving.config import load
+    from serving.engine.client import backend_file
+
+    config = load(config_path)
+    backend_file(config.engine.target)
+    for what, path in (("repository.root", config.repository.root), ("mqtt.ca", config.mqtt.ca)):
+        if path and not Path(path).is_file():
+            raise OperatorError(f"{config_path}: {what} is `{path}`, which is no file")
+    robot = config.robot
+    click.echo(f"{config_path} is good: {robot.site}/{robot.name}, ring {robot.ring}, target {config.engine.target}")
+
+
+@click.command()
+def example_config() -> None:
+    """Print a robot.toml to begin with, every setting with its default.
+
+    Example: jetloop-robot example-config > robot.toml
+    """
+    from serving.config import EXAMPLE
+
+    click.echo(EXAMPLE, nl=False)
+
+
+@click.command()
+@_config_option
+def status(config_path: Path) -> None:
+    """Tell what the robot on this machine does: mode, release, outbox.
+
+    Reads what the daemon leaves in robot.state_dir; asks nothing over the network.
+
+    Example: jetloop-robot status --config robot.toml
+    """
+    from serving.config import load
+    from serving.daemon import read_status
+
+    found, runs = read_status(Path(load(config_path).robot.state_dir))
+    state = found.state
+    age_s = found.age_s()
+    rows = {
+        "robot": f"{state.site}/{state.robot}, ring {state.ring}",
+        "daemon": f"runs, process {found.pid}" if runs else "does not run",
+        "said": f"{age_s:.0f} s ago",
+        "mode": state.mode + (f" ({state.reason})" if state.reason else ""),
+        "release": state.release or "none",
+        "engine": state.engine or "none",
+        "session": state.session,
+        "up": f"{state.uptime_s:.0f} s",
+        "next event": str(found.next_sequence),
+        "outbox": f"{state.outbox_depth} waiting",
+    }
+    for name, value in rows.items():
+        click.echo(f"{name:<11} {value}")
+
+
+def main() -> None:
+    run(group)
+
+
+if __name__ == "__main__":
+    main()

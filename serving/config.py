@@ -1,0 +1,231 @@
+"""robot.toml: the settings of one robot, read once at the start and checked as a whole.
+
+Each table is a frozen struct with its defaults, units and limits; a wrong key or value is refused in one line.
+Relative paths mean: relative to the folder of robot.toml.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Dict, Literal
+
+import msgspec
+from msgspec import Meta
+
+from serving.contracts.names import Name
+from serving.contracts.releases import Target
+from serving.errors import OperatorError, RejectedError
+from serving.settings import convert
+
+Text = Annotated[str, Meta(min_length=1, max_length=1000)]
+Url = Annotated[str, Meta(pattern=r"^https?://[^\s/]+", max_length=1000)]
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Megabytes = Annotated[float, Meta(gt=0, le=1_000_000)]
+Speed = Annotated[float, Meta(ge=0, le=1)]  # of a motor, as a share of its full speed
+Share = Annotated[float, Meta(ge=0, lt=1)]
+
+
+class RobotSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Who this robot is, and where it keeps what must survive a reboot."""
+
+    name: Name
+    site: Name
+    ring: Literal["champion", "canary"] = "champion"
+    state_dir: Text
+
+
+class HardwareSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The robot's body: an entry point of the group `jetloop.hardware`, and the arguments it takes."""
+
+    kind: Name
+    options: Dict[str, Any] = {}
+
+
+class RepositorySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where signed releases come from. Nothing of it is trusted but what `root` leads to."""
+
+    url: Url  # serves metadata/ and targets/
+    root: Text  # path of the root.json that this robot trusts at its first start
+    poll_s: Seconds = 30.0  # looks this often, with jitter, also when no wake-up comes
+    timeout_s: Seconds = 10.0  # of one HTTP request
+
+
+class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The broker that events go to. TLS is on when `tls` is true or `ca` is given."""
+
+    host: Text
+    port: Annotated[int, Meta(ge=1, le=65_535)] = 1883
+    username: str = ""
+    password: str = ""
+    tls: bool = False
+    ca: str = ""  # path: PEM of the authority that signed the broker's certificate; empty: the system's authorities
+    certificate: str = ""  # path: PEM of this robot's own certificate
+    key: str = ""  # path: PEM of its private key
+    keepalive_s: Annotated[int, Meta(ge=1, le=3600)] = 15
+    reconnect_max_s: Seconds = 30.0  # longest pause between two attempts
+    max_in_flight: Annotated[int, Meta(ge=1, le=1000)] = 20  # events sent and not yet acknowledged
+
+    def __post_init__(self) -> None:
+        if bool(self.certificate) != bool(self.key):
+            raise ValueError("`certificate` and `key` come together; set both or neither")
+
+
+class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What runs the network: a worker process under an interpreter that can import the runtime of `target`."""
+
+    target: Name = "cpu-ort-fp32"
+    python: str = ""  # path of the interpreter; empty: the one that runs the daemon
+    threads: Annotated[int, Meta(ge=1, le=64)] = 1
+    start_timeout_s: Seconds = 30.0  # until an engine is loaded and warm
+    decide_timeout_ms: Annotated[float, Meta(gt=0, le=10_000)] = 150.0  # a worker that takes longer is hung
+    max_latency_ratio: Annotated[float, Meta(gt=0)] = 10.0  # median here against the passport's; boards differ
+    max_latency_ms: Annotated[float, Meta(gt=0, le=10_000)] = 100.0  # median of a new engine; slower ones are refused
+
+    def __post_init__(self) -> None:
+        try:
+            Target.parse(self.target)
+        except RejectedError as problem:
+            raise ValueError(str(problem)) from None
+
+
+class ControlSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """From what the network says to what the motors do."""
+
+    max_age_ms: Annotated[float, Meta(gt=0, le=2000)] = 200.0  # no decision on a frame younger than this: motors zero
+    forward_speed: Speed = 0.4
+    turn_speed: Speed = 0.35
+    back_speed: Speed = 0.3
+    smoothing: Share = 0.3  # weight of the past in the smoothed probability; 0 takes each frame as it is
+    hysteresis: Annotated[float, Meta(ge=0, lt=0.5)] = 0.05  # half width around the passport's threshold
+    turn: Literal["left", "right", "alternate"] = "left"  # where to turn when blocked, as the Jetbot notebook: left
+    stuck_after_s: Seconds = 6.0  # turning for longer than this: back off a little, then turn the other way
+    back_off_s: Seconds = 0.5
+
+
+class RecorderSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The flight recorder: one line of CSV a decision, in two files of at most `max_mb` together."""
+
+    path: str = ""  # empty: decisions.csv in robot.state_dir
+    max_mb: Megabytes = 20.0
+
+
+class OutboxSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Events that wait for the broker."""
+
+    max_mb: Megabytes = 64.0
+
+
+class RobotConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """robot.toml as a whole."""
+
+    robot: RobotSettings
+    hardware: HardwareSettings
+    repository: RepositorySettings
+    mqtt: MqttSettings
+    engine: EngineSettings = msgspec.field(default_factory=EngineSettings)
+    control: ControlSettings = msgspec.field(default_factory=ControlSettings)
+    recorder: RecorderSettings = msgspec.field(default_factory=RecorderSettings)
+    outbox: OutboxSettings = msgspec.field(default_factory=OutboxSettings)
+    metrics_interval_s: Seconds = 10.0
+
+
+def load(path: Path) -> RobotConfig:
+    """Reads robot.toml.
+
+    Raises:
+        OperatorError: the file cannot be read, is not TOML, or holds a key or value that is not allowed.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise OperatorError(
+            f"{path}: {problem.strerror}; `jetloop-robot example-config` prints one to begin with"
+        ) from None
+    except UnicodeDecodeError:
+        raise OperatorError(f"{path}: this is not text in UTF-8") from None
+    except tomllib.TOMLDecodeError as problem:
+        raise OperatorError(f"{path}: this is not TOML: {problem}") from None
+    try:
+        config = convert(raw, RobotConfig, str(path))
+    except OperatorError as problem:  # TOML allows line breaks in a key
+        raise OperatorError(" ".join(str(problem).split())) from None
+    return _with_absolute_paths(config, path.absolute().parent)
+
+
+def _with_absolute_paths(config: RobotConfig, folder: Path) -> RobotConfig:
+    def absolute(value: str) -> str:
+        return str(folder / Path(value).expanduser()) if value else ""
+
+    replace = msgspec.structs.replace
+    mqtt = config.mqtt
+    return replace(
+        config,
+        robot=replace(config.robot, state_dir=absolute(config.robot.state_dir)),
+        repository=replace(config.repository, root=absolute(config.repository.root)),
+        mqtt=replace(mqtt, ca=absolute(mqtt.ca), certificate=absolute(mqtt.certificate), key=absolute(mqtt.key)),
+        engine=replace(config.engine, python=absolute(config.engine.python)),
+        recorder=replace(config.recorder, path=absolute(config.recorder.path)),
+    )
+
+
+EXAMPLE = """\
+# robot.toml: the settings of one robot. Lines that begin with # show what holds when nothing is said.
+# Relative paths mean: relative to the folder of this file.
+
+# metrics_interval_s = 10          # decisions, latency and blocked rate are reported this often
+
+[robot]
+name = "jetbot-1"                  # with the site: this robot's name in every event
+site = "lab"
+state_dir = "state"                # slots, outbox, flight recorder; must survive a reboot
+# ring = "champion"                # or canary: which channel of releases this robot runs
+
+[hardware]
+kind = "simulated"                 # an entry point of the group jetloop.hardware
+# [hardware.options]               # arguments of that kind
+
+[repository]
+url = "http://127.0.0.1:8090"      # serves metadata/ and targets/, signed
+root = "root.json"                 # the root of trust, from `jetloop release init`
+# poll_s = 30                      # looks this often, also when no wake-up comes
+# timeout_s = 10                   # of one request
+
+[mqtt]
+host = "127.0.0.1"
+# port = 1883
+# username = ""
+# password = ""                    # then keep this file readable to the robot's user alone
+# tls = false
+# ca = ""                          # PEM files; a ca turns TLS on
+# certificate = ""
+# key = ""
+# keepalive_s = 15
+# reconnect_max_s = 30
+# max_in_flight = 20
+
+[engine]
+# target = "cpu-ort-fp32"          # the engines that this machine runs
+# python = ""                      # interpreter of the engine worker; empty: the daemon's own
+# threads = 1
+# start_timeout_s = 30             # until an engine is loaded and warm
+# decide_timeout_ms = 150          # a worker that takes longer is ended and started again
+# max_latency_ratio = 10           # a new engine is refused when its median is over this many times its passport's
+# max_latency_ms = 100             # ... or over this
+
+[control]
+# max_age_ms = 200                 # no decision on a frame younger than this: motors to zero
+# forward_speed = 0.4              # shares of full speed, 0..1
+# turn_speed = 0.35
+# back_speed = 0.3
+# smoothing = 0.3                  # weight of the past in the probability of `blocked`; 0: none
+# hysteresis = 0.05                # half width of the band around the model's threshold
+# turn = "left"                    # left, right or alternate
+# stuck_after_s = 6                # turning for longer: back off, then turn the other way
+# back_off_s = 0.5
+
+[recorder]
+# path = ""                        # empty: decisions.csv in robot.state_dir
+# max_mb = 20
+
+[outbox]
+# max_mb = 64                      # events that wait for the broker
+"""

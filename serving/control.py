@@ -1,0 +1,276 @@
+"""The control loop: frame in, decision, motors; and what people and the store get to know of it.
+
+The loop waits for the camera and, bounded, for the engine; for nothing else. Recorder and reporter take what they are
+given in memory and write it elsewhere. Which engine drives is the supervisor's business, stopping is the dead man's.
+"""
+
+import datetime
+import logging
+import threading
+import time
+from typing import Any, Dict, List, NamedTuple, Optional
+
+import numpy as np
+
+from serving.config import ControlSettings
+from serving.decide import Action, DriveState, Motion, decide
+from serving.engine.client import EngineFailed
+from serving.engine.supervisor import Loaded, Supervisor, Tells
+from serving.errors import OperatorError
+from serving.hardware.base import Frame, Hardware, Readings
+from serving.motors import DeadMan
+from serving.recorder import Line, Recorder
+
+log = logging.getLogger("control")
+
+_CAMERA_RETRY_S = 1.0
+_READINGS_EVERY_S = 0.1
+_STALE_EVENT_EVERY_S = 10.0
+
+
+class Status(NamedTuple):
+    """What the robot is doing now; `mode` as in the contract RobotState."""
+
+    mode: str
+    reason: str = ""
+
+
+class Window:
+    """What is counted between two metrics events. Added to by the control thread, taken by another."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._since_s = time.monotonic()
+        self._latency_ms: List[float] = []
+        self._age_ms: List[float] = []
+        self._blocked = 0
+        self._stale = 0
+
+    def add(self, latency_ms: float, age_ms: float, blocked: bool) -> None:
+        with self._lock:
+            self._latency_ms.append(latency_ms)
+            self._age_ms.append(age_ms)
+            self._blocked += blocked
+
+    def add_stale(self) -> None:
+        with self._lock:
+            self._stale += 1
+
+    def take(self) -> Dict[str, Any]:
+        """Everything since the last call, as the data of a `metrics` event. No decisions: no percentiles."""
+        with self._lock:
+            now_s = time.monotonic()
+            interval_s, self._since_s = now_s - self._since_s, now_s
+            latency_ms, self._latency_ms = self._latency_ms, []
+            age_ms, self._age_ms = self._age_ms, []
+            blocked, self._blocked = self._blocked, 0
+            stale, self._stale = self._stale, 0
+        taken: Dict[str, Any] = {"interval_s": interval_s, "decisions": len(latency_ms), "stale_frames": stale}
+        taken["decisions_per_s"] = len(latency_ms) / interval_s if interval_s > 0 else 0.0
+        if latency_ms:
+            taken["blocked_rate"] = blocked / len(latency_ms)
+            taken["latency_p50_ms"], taken["latency_p99_ms"] = map(float, np.percentile(latency_ms, (50, 99)))
+            taken["age_p50_ms"], taken["age_p99_ms"] = map(float, np.percentile(age_ms, (50, 99)))
+        return taken
+
+
+class Control:
+    """The control thread.
+
+    Attributes:
+        window: counts for the next metrics event.
+        readings: what the body told last.
+        crashed: what ended the thread, if it was not `close()`: a fault of jetloop's own.
+    """
+
+    def __init__(
+        self,
+        hardware: Hardware,
+        settings: ControlSettings,
+        decide_timeout_s: float,
+        supervisor: Supervisor,
+        motors: DeadMan,
+        recorder: Recorder,
+        reporter: Tells,
+    ) -> None:
+        self._hardware = hardware
+        self._settings = settings
+        self._max_age_s = settings.max_age_ms / 1e3
+        self._decide_timeout_s = decide_timeout_s
+        self._supervisor = supervisor
+        self._motors = motors
+        self._recorder = recorder
+        self._reporter = reporter
+        self._drive = DriveState()
+        self._driver: Optional[Loaded] = None  # made the last decision
+        self._avoiding_since_s: Optional[float] = None
+        self._last: Optional[Action] = None
+        self._sequence = 0
+        self._standing = "no frame yet"  # why nothing moves, as far as this thread knows
+        self._acted_s = 0.0  # time.monotonic() of the last decision that reached the motors
+        self._stale_told_s = -_STALE_EVENT_EVERY_S
+        self._stale_count = 0
+        self._readings_s = 0.0
+        self._closing = threading.Event()
+        self.window = Window()
+        self.readings = Readings()
+        self.crashed: Optional[BaseException] = None
+        self._thread = threading.Thread(target=self._run, name="control", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Motors to zero; ends the thread after the frame it is at."""
+        self._closing.set()
+        self._motors.close()
+        if self._thread.is_alive():
+            self._thread.join(timeout=1.0)
+
+    def status(self) -> Status:
+        """What the robot is doing, for its state."""
+        if self._closing.is_set() or self.crashed is not None:
+            return Status("stopped", "" if self.crashed is None else repr(self.crashed))
+        if time.monotonic() - self._acted_s < self._max_age_s and self._motors.moving:
+            return Status("driving")
+        if self._supervisor.wanted is None:
+            return Status("no-model", self._standing)
+        if not self._supervisor.running:
+            return Status("loading", self._supervisor.trouble)
+        return Status("standing", self._standing or self._motors.reason)
+
+    def _run(self) -> None:
+        try:
+            while not self._closing.is_set():
+                self.step()
+        except Exception as problem:  # a fault of ours: the daemon ends, and is started anew by its supervisor
+            log.exception("the control loop failed")
+            self.crashed = problem
+            self._motors.stop("the control loop failed")
+
+    def step(self) -> None:
+        """One turn of the loop: at most one frame and one decision."""
+        loaded = self._supervisor.take()
+        frame = self._read()
+        self._read_sensors()
+        if frame is None:
+            return
+        if loaded is None:
+            self._driver = None
+            return
+        received_s = time.monotonic()
+        if received_s - frame.captured_at > self._max_age_s:
+            self._stale("old-frame", received_s - frame.captured_at)
+            return
+        try:
+            logits = loaded.engine.infer(frame.pixels, self._decide_timeout_s)
+        except EngineFailed as problem:
+            self._motors.stop(str(problem))
+            self._stand_still(str(problem))
+            self._supervisor.failed(loaded, problem)
+            return
+        if loaded is not self._driver:
+            self._drive, self._driver = self._drive.for_new_engine(), loaded
+        action, drive = decide(logits, frame.captured_at, self._drive, loaded.passport.decision, self._settings)
+        if self._act(action, loaded, frame, received_s):
+            self._tell_avoidance(action, drive, frame)
+            self._drive, self._last = drive, action
+
+    def _read(self) -> Optional[Frame]:
+        """The newest frame; None when there is none."""
+        try:
+            frame = self._hardware.read(self._max_age_s / 2)
+        except OperatorError as problem:
+            self._motors.stop(str(problem))
+            if self._stand_still(str(problem)):
+                log.error("%s; trying again every %g s", problem, _CAMERA_RETRY_S)
+            self._stale("no-camera", None)
+            self._closing.wait(_CAMERA_RETRY_S)
+            return None
+        if frame is None:
+            self._stale("no-frame", None)
+        elif self._supervisor.wanted is None:
+            self._standing = ""
+        return frame
+
+    def _act(self, action: Action, loaded: Loaded, frame: Frame, received_s: float) -> bool:
+        """Sets the motors, and writes down what was done. False when the decision came too late or nothing moves."""
+        decided_s = time.monotonic()
+        if decided_s - frame.captured_at > self._max_age_s:
+            self._stale("late-decision", decided_s - frame.captured_at)
+            return False
+        try:
+            if not self._motors.command(action.left, action.right, decided_s):
+                return False
+        except OperatorError as problem:
+            if self._stand_still(str(problem)):
+                log.error("%s", problem)
+            return False
+        done_s = time.monotonic()
+        self._supervisor.decided(loaded)
+        self._sequence += 1
+        self._acted_s, self._standing = done_s, ""
+        latency_ms, age_ms = (done_s - received_s) * 1e3, (done_s - frame.captured_at) * 1e3
+        self.window.add(latency_ms, age_ms, action.motion is not Motion.FORWARD)
+        self._recorder.record(
+            Line(
+                captured_unix_s=time.time() - (done_s - frame.captured_at),
+                sequence=self._sequence,
+                engine=loaded.passport.engine.sha256,
+                p_blocked=action.p_blocked,
+                action=action.motion.value,
+                age_ms=age_ms,
+                latency_ms=latency_ms,
+                left=action.left,
+                right=action.right,
+            )
+        )
+        return True
+
+    def _stand_still(self, reason: str) -> bool:
+        """Remembers why nothing moves; True when the reason is new."""
+        new, self._standing = reason != self._standing, reason
+        return new
+
+    def _stale(self, cause: str, age_s: Optional[float]) -> None:
+        """A frame that does not count: too old, decided on too late, or not there at all."""
+        self.window.add_stale()
+        self._stale_count += 1
+        if cause != "no-camera":
+            self._stand_still(f"no fresh frame ({cause})")
+        if time.monotonic() - self._stale_told_s < _STALE_EVENT_EVERY_S:
+            return
+        data: Dict[str, Any] = {"cause": cause, "count": self._stale_count}
+        if age_s is not None:
+            data["age_ms"] = age_s * 1e3
+        self._reporter.emit("frame.stale", data)
+        self._stale_told_s, self._stale_count = time.monotonic(), 0
+
+    def _tell_avoidance(self, action: Action, drive: DriveState, frame: Frame) -> None:
+        if drive.blocked and self._avoiding_since_s is None:
+            self._avoiding_since_s = frame.captured_at
+            data = {"p_blocked": action.p_blocked, "action": action.motion.value}
+            self._reporter.emit("avoidance.started", data, _utc(frame.captured_at))
+        elif not drive.blocked and self._avoiding_since_s is not None:
+            data = {"p_blocked": action.p_blocked, "duration_s": frame.captured_at - self._avoiding_since_s}
+            self._avoiding_since_s = None
+            self._reporter.emit("avoidance.ended", data, _utc(frame.captured_at))
+
+    def _read_sensors(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._readings_s < _READINGS_EVERY_S:
+            return
+        self._readings_s = now_s
+        before, self.readings = self.readings.collisions, self._hardware.readings()
+        after = self.readings.collisions
+        if before is not None and after is not None and after > before:
+            data: Dict[str, Any] = {"count": after - before, "total": after}
+            if self._last is not None:
+                data.update(action=self._last.motion.value, p_blocked=self._last.p_blocked)
+            self._reporter.emit("collision", data)
+
+
+def _utc(captured_at_s: float) -> datetime.datetime:
+    """The UTC time of a time.monotonic()."""
+    ago = datetime.timedelta(seconds=time.monotonic() - captured_at_s)
+    return datetime.datetime.now(datetime.timezone.utc) - ago

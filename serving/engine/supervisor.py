@@ -1,0 +1,337 @@
+"""Which engine drives: the next comes up beside it and takes over between two frames; a failed one is started again.
+
+Three threads meet here. The control thread asks with `take()` before each frame, and tells what came of it with
+`decided()` and `failed()`; none of the three waits. The updater's thread waits in `activate()` until the new engine
+drives. A thread of this class starts the engine at boot, and again when it failed.
+
+What is signed and what belongs on the disk is not decided here (updater.py, slots.py).
+"""
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any, Dict, Optional, Protocol
+
+from serving import preprocess
+from serving.config import EngineSettings
+from serving.contracts.releases import Passport
+from serving.engine.check import Checked, check
+from serving.engine.client import Engine, EngineFailed
+from serving.errors import JetloopError, OperatorError, RejectedError
+from serving.slots import Candidate
+
+log = logging.getLogger("engine")
+
+_LOAD_ATTEMPTS = 2  # a worker may be killed for want of memory, or a busy machine be slow, once
+_TAKE_TIMEOUT_S = 5.0  # the control thread asks several times a second
+_FIRST_DECISION_TIMEOUT_S = 5.0  # a camera that is gone must not hold up the update for ever
+_BACKOFF_MIN_S, _BACKOFF_MAX_S = 0.5, 30.0
+_HEALTHY_AFTER_S = 30.0  # an engine that held this long starts again at once when it fails
+
+
+class Tells(Protocol):
+    """What this needs of serving.reporter.Reporter."""
+
+    def emit(self, event_type: str, data: Optional[Dict[str, Any]] = None, captured_at: Any = None) -> None: ...
+
+    def engine_is(self, release_id: str, engine_sha256: str) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """An engine that passed its check and is fit to drive."""
+
+    engine: Engine
+    candidate: Candidate
+    checked: Checked
+
+    @property
+    def passport(self) -> Passport:
+        return self.candidate.passport
+
+
+@dataclass(eq=False)
+class _Handover:
+    """One engine on its way from the loading thread to the control thread."""
+
+    loaded: Loaded
+    previous: Optional[Loaded] = None
+    gap_ms: Optional[float] = None  # from the last decision of the one to the first of the other
+    failure: Optional[EngineFailed] = None
+    taken: threading.Event = field(default_factory=threading.Event)
+    settled: threading.Event = field(default_factory=threading.Event)  # decided, or failed
+
+
+class Supervisor:
+    """Owns the engine that drives. See the module's docstring for which thread calls what."""
+
+    def __init__(self, settings: EngineSettings, reporter: Tells) -> None:
+        self._settings = settings
+        self._reporter = reporter
+        self._lock = threading.Lock()  # of the fields below; held for moments only
+        self._running: Optional[Loaded] = None
+        self._incoming: Optional[_Handover] = None  # ready, not yet taken
+        self._handover: Optional[_Handover] = None  # taken, not yet settled
+        self._wanted: Optional[Candidate] = None
+        self._decided_s: Optional[float] = None  # time.monotonic() of the last decision
+        self._started_s = 0.0
+        self._trouble = ""
+        self._booting = True  # no engine drove yet
+        self._loading = threading.Lock()  # held while an engine is brought up
+        self._needed = threading.Event()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._keep_running, name="engine", daemon=True)
+        self._thread.start()
+
+    # What any thread may ask.
+
+    @property
+    def wanted(self) -> Optional[Candidate]:
+        """The release that drives, or will as soon as its engine runs; None while there is no model."""
+        return self._wanted
+
+    @property
+    def running(self) -> bool:
+        """Whether an engine is there for the next frame."""
+        return self._running is not None
+
+    @property
+    def trouble(self) -> str:
+        """Why no engine runs although there is a model; empty when one does, or when it is on its way."""
+        return self._trouble
+
+    # The control thread.
+
+    def take(self) -> Optional[Loaded]:
+        """The engine for the next frame: here, and only here, a new one takes over."""
+        if self._incoming is None:  # no lock on the way of every frame
+            return self._running
+        with self._lock:
+            if self._incoming is not None:
+                handover, self._incoming = self._incoming, None
+                handover.previous, self._running = self._running, handover.loaded
+                self._handover, self._started_s = handover, time.monotonic()
+                self._tell_engine(handover.loaded.candidate)
+                handover.taken.set()
+            return self._running
+
+    def decided(self, loaded: Loaded) -> None:
+        """A decision by this engine reached the motors."""
+        now_s = time.monotonic()
+        handover = self._handover
+        if handover is not None and handover.loaded is loaded:
+            if self._decided_s is not None:
+                handover.gap_ms = (now_s - self._decided_s) * 1e3
+            self._settle(handover)
+        self._decided_s = now_s
+
+    def failed(self, loaded: Loaded, problem: EngineFailed) -> None:
+        """This engine crashed, hung or answered nonsense; its worker has been ended."""
+        with self._lock:
+            if self._running is not loaded:
+                return
+            handover = self._handover
+            if handover is not None and handover.loaded is loaded:
+                # It has not decided anything yet: the one before it is still there.
+                handover.failure, self._handover, self._running = problem, None, handover.previous
+                self._tell_engine(handover.previous.candidate if handover.previous else self._wanted)
+                handover.settled.set()
+                return
+            self._running, self._trouble = None, str(problem)
+        self._reporter.emit("engine.failed", {"cause": problem.cause, "detail": str(problem)})
+        log.error("%s; motors stand still until it runs again", problem)
+        self._needed.set()
+
+    # The updater's thread, and the daemon at its start.
+
+    def boot(self, candidate: Candidate) -> None:
+        """Starts the engine of the slot that this robot boots with, in the background."""
+        with self._lock:
+            self._wanted = candidate
+        self._needed.set()
+
+    def activate(self, candidate: Candidate) -> None:
+        """Brings a new engine up beside the running one, checks it, and returns when it drives.
+
+        Raises:
+            RejectedError: it is not fit; what ran before still does.
+            OperatorError: this robot cannot run any such engine now.
+        """
+        with self._loading:
+            previous = self._wanted
+            handover = self._drive_with(candidate)
+            with self._lock:
+                self._wanted, self._trouble = candidate, ""
+        self._tell_activated(handover, previous.passport.release_id if previous else "", "release")
+
+    def close(self) -> None:
+        """Ends all workers. The control thread has ended before."""
+        self._closing.set()
+        self._needed.set()
+        with self._lock:
+            handovers = (self._incoming, self._handover)
+            engines = [h.loaded for h in handovers if h] + [h.previous for h in handovers if h and h.previous]
+            self._incoming = self._handover = None
+            if self._running is not None:
+                engines.append(self._running)
+            self._running = None
+        for loaded in engines:
+            loaded.engine.kill()
+        # An engine that is just loading is not waited for: its worker ends with this process.
+        self._thread.join(timeout=0.1)
+
+    # Bringing an engine up.
+
+    def _load(self, candidate: Candidate) -> Loaded:
+        """Starts, warms and checks an engine.
+
+        Raises:
+            RejectedError: it is not fit.
+            OperatorError: this robot cannot run such engines now.
+        """
+        passport = candidate.passport
+        if passport.target != self._settings.target:
+            raise RejectedError(f"the engine is for {passport.target}, this robot is {self._settings.target}")
+        if passport.preprocessing != preprocess.PREPROCESSING:
+            raise RejectedError(
+                f"the engine is for preprocessing {passport.preprocessing}, this robot has {preprocess.PREPROCESSING}"
+            )
+        for attempt in range(1, _LOAD_ATTEMPTS + 1):
+            if self._closing.is_set():
+                break
+            try:
+                return self._load_once(candidate)
+            except EngineFailed as problem:
+                if attempt == _LOAD_ATTEMPTS:
+                    raise RejectedError(str(problem)) from None
+                log.warning("%s: %s; trying once more", passport.release_id, problem)
+        raise OperatorError("the daemon is stopping")
+
+    def _load_once(self, candidate: Candidate) -> Loaded:
+        engine = Engine(candidate.engine, self._settings)
+        try:
+            checked = check(engine, candidate.passport, candidate.golden, self._settings)
+        except BaseException:
+            engine.close()
+            raise
+        log.info(
+            "%s: loaded by %s, golden frames within %.2g, %.1f ms a decision",
+            candidate.passport.release_id,
+            engine.runtime,
+            checked.parity_max_abs,
+            checked.latency_p50_ms,
+        )
+        return Loaded(engine, candidate, checked)
+
+    def _drive_with(self, candidate: Candidate) -> _Handover:
+        """Loads an engine, hands it over, and lets the one before it go.
+
+        Raises:
+            RejectedError: it is not fit; what ran before still does.
+            OperatorError: this robot cannot run such engines now, or the daemon is stopping.
+        """
+        handover = _Handover(self._load(candidate))
+        try:
+            self._hand_over(handover)
+        except JetloopError:
+            handover.loaded.engine.kill()
+            raise
+        if handover.previous is not None:
+            handover.previous.engine.close()
+        return handover
+
+    def _hand_over(self, handover: _Handover) -> None:
+        """Offers an engine to the control thread and waits until it made its first decision."""
+        with self._lock:
+            self._incoming = handover
+        self._wait(handover.taken, _TAKE_TIMEOUT_S)
+        self._withdraw(handover)
+        if not handover.taken.is_set():
+            raise OperatorError("no frame was asked for in time: the daemon is stopping, or its camera hangs")
+        if not self._wait(handover.settled, _FIRST_DECISION_TIMEOUT_S):
+            if self._closing.is_set():
+                raise OperatorError("the daemon is stopping")
+            log.warning("%s drives, but no fresh frame came to decide on", handover.loaded.passport.release_id)
+            self._settle(handover)
+        if handover.failure is not None:
+            raise RejectedError(f"at its first frame {handover.failure}")
+
+    def _wait(self, event: threading.Event, timeout_s: float) -> bool:
+        deadline_s = time.monotonic() + timeout_s
+        while not event.wait(0.05):
+            if self._closing.is_set() or time.monotonic() > deadline_s:
+                return event.is_set()
+        return True
+
+    def _withdraw(self, handover: _Handover) -> None:
+        """Takes an offer back, unless the control thread took it."""
+        with self._lock:
+            if self._incoming is handover:
+                self._incoming = None
+
+    def _settle(self, handover: _Handover) -> None:
+        with self._lock:
+            if self._handover is handover:
+                self._handover = None
+        handover.settled.set()
+
+    # Keeping it up.
+
+    def _keep_running(self) -> None:
+        backoff_s = 0.0
+        while True:
+            self._needed.wait()
+            self._needed.clear()
+            if time.monotonic() - self._started_s > _HEALTHY_AFTER_S:
+                backoff_s = 0.0
+            while not self._closing.wait(backoff_s):
+                backoff_s = min(max(backoff_s * 2, _BACKOFF_MIN_S), _BACKOFF_MAX_S)
+                if self._restart():
+                    break
+                log.warning("trying again in %.1f s", backoff_s)
+            if self._closing.is_set():
+                return
+
+    def _restart(self) -> bool:
+        """Starts the engine that is wanted, unless one runs; False when that has to be tried again."""
+        with self._loading:
+            candidate = self._wanted
+            if candidate is None or self._running is not None:
+                return True
+            try:
+                handover = self._drive_with(candidate)
+            except JetloopError as problem:
+                if self._closing.is_set():
+                    return True
+                with self._lock:
+                    self._trouble = str(problem)
+                log.error("%s does not start: %s", candidate.passport.release_id, problem)
+                return False
+            self._trouble = ""
+        if self._booting:
+            self._tell_activated(handover, "", "start")
+        return True
+
+    # Telling.
+
+    def _tell_engine(self, candidate: Optional[Candidate]) -> None:
+        passport = candidate.passport if candidate else None
+        self._reporter.engine_is(passport.release_id if passport else "", passport.engine.sha256 if passport else "")
+
+    def _tell_activated(self, handover: _Handover, previous_release: str, cause: str) -> None:
+        self._booting = False
+        loaded = handover.loaded
+        data = {
+            "from": previous_release,
+            "to": loaded.passport.release_id,
+            "cause": cause,
+            "gap_ms": handover.gap_ms,
+            "parity_max_abs": loaded.checked.parity_max_abs,
+            "latency_p50_ms": loaded.checked.latency_p50_ms,
+            "latency_p99_ms": loaded.checked.latency_p99_ms,
+            "runtime": loaded.engine.runtime,
+        }
+        gap = "" if handover.gap_ms is None else f", {handover.gap_ms:.0f} ms after the last decision"
+        log.info("%s drives%s", loaded.passport.release_id, gap)
+        self._reporter.emit("model.activated", data)

@@ -1,0 +1,120 @@
+"""The engine worker: a process that owns one engine and nothing else. Frames in through shared memory, logits out.
+
+    python worker.py BACKEND_FILE ENGINE_FILE THREADS CHANNEL_FD FRAME_FD
+
+The client (client.py) runs this file by its path, under the interpreter that can import the engine's runtime. So:
+Python 3.6 syntax, the standard library and numpy alone, and its two siblings are loaded by their place in the file
+system, never by what is on the path.
+
+The channel is a Unix socket that keeps messages whole (SOCK_SEQPACKET). The frame is (224, 224, 3) uint8 in memory
+shared with the client, who writes it only while no request is under way. The worker ends when its client is gone.
+"""
+
+import importlib.util
+import mmap
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+
+REQUEST = struct.Struct("<Q")  # number of the request, from 1
+REPLY = struct.Struct("<QIffd")  # number, status, logit of blocked, logit of free, inference in ms; then UTF-8 text
+MAX_TEXT_BYTES = 2000
+MAX_REPLY_BYTES = REPLY.size + MAX_TEXT_BYTES
+
+OK, READY, FAILED, NO_RUNTIME = 0, 1, 2, 3  # status of a reply
+WARM_UP_RUNS = 3
+
+
+def load_module(path):
+    """Imports one file by its place, whatever is on the path."""
+    name = os.path.splitext(os.path.basename(path))[0]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None, path
+    assert spec.loader is not None, path
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def one_line(problem):
+    return " ".join(("%s: %s" % (type(problem).__name__, problem)).split())
+
+
+def reply(channel, number, status, logits=(0.0, 0.0), run_ms=0.0, text=""):
+    message = REPLY.pack(number, status, logits[0], logits[1], run_ms)
+    channel.send(message + text.encode("utf-8")[:MAX_TEXT_BYTES])
+
+
+def serve(channel, frame, backend, into):
+    """Answers requests until the client closes the channel.
+
+    Args:
+        channel: the connected socket.
+        frame: (224, 224, 3) uint8 in shared memory.
+        backend: has `batch` (1, 224, 224, 3) float32, `logits` (1, 2) float32 and `run()`.
+        into: serving.preprocess.into.
+    """
+    request = bytearray(REQUEST.size)
+    while channel.recv_into(request) == REQUEST.size:
+        (number,) = REQUEST.unpack(request)
+        started = time.perf_counter()
+        into(frame, backend.batch)
+        backend.run()
+        run_ms = (time.perf_counter() - started) * 1e3
+        reply(channel, number, OK, backend.logits[0], run_ms)
+
+
+def end_with_client(channel):
+    """Leaves at once when the client is gone, also from within an inference that hangs."""
+
+    def wait():
+        watcher = select.poll()
+        watcher.register(channel.fileno(), 0)  # the end of the other side is reported unasked
+        watcher.poll()
+        os._exit(0)
+
+    thread = threading.Thread(target=wait)
+    thread.daemon = True
+    thread.start()
+
+
+def main(arguments):
+    """Loads and warms the engine, says READY, serves. Returns the exit code."""
+    backend_file, engine_file, threads, channel_fd, frame_fd = arguments
+    del sys.path[0]  # the folder of this file: its modules are not for import by name
+    os.dup2(2, 1)  # what a library prints goes to the log
+    for ignored in (signal.SIGINT, signal.SIGTERM):  # they go to the whole group; the client decides when to end
+        signal.signal(ignored, signal.SIG_IGN)
+    channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=int(channel_fd))
+    end_with_client(channel)
+    try:
+        import numpy as np  # here, where it can be told when this interpreter has none
+
+        backend_module = load_module(backend_file)
+    except ImportError as problem:
+        reply(channel, 0, NO_RUNTIME, text=one_line(problem))
+        return 1
+    try:
+        preprocess = load_module(os.path.join(os.path.dirname(os.path.dirname(backend_file)), "preprocess.py"))
+        shared = mmap.mmap(int(frame_fd), preprocess.FRAME_BYTES, prot=mmap.PROT_READ)
+        frame = np.frombuffer(shared, dtype=np.uint8).reshape(preprocess.FRAME_SHAPE)
+        backend = backend_module.Backend(engine_file, int(threads), preprocess)
+        for _ in range(WARM_UP_RUNS):
+            preprocess.into(frame, backend.batch)
+            backend.run()
+        reply(channel, 0, READY, text=backend.name)
+        serve(channel, frame, backend, preprocess.into)
+    except Exception as problem:  # whatever it is, the client tells it to people
+        reply(channel, 0, FAILED, text=one_line(problem))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    # No clean-up by the interpreter: a thread waits in poll(), and a runtime's own exit may hang.
+    os._exit(main(sys.argv[1:]))
