@@ -1,0 +1,155 @@
+"""The table of all images, one row each: build/validate/images.csv, made by `validate` and read by later stages.
+
+Also the corrections of labels in data/labels.csv, which are applied here and nowhere else.
+"""
+
+import csv
+import io
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from pipelines.images_facts import measure, near_duplicates
+from pipelines.params import DataParams
+from pipelines.sessions import ImageEntry, SessionZip, each_session, session_files
+from serving.contracts.sessions import LABELS
+from serving.errors import OperatorError, RejectedError
+
+IMAGES_CSV = Path("build/validate/images.csv")
+LABELS_HEADER = ["image", "label", "reason", "by"]
+
+COLUMNS = [
+    *("image", "session", "source", "label", "width", "height", "mode", "bytes", "brightness", "sharpness"),
+    *("dhash", "group", "readable", "contradicts"),
+]
+
+# Read back as they were written: a session may be called 007 or nan, a hash may look like a number.
+_TYPES = {"image": str, "session": str, "source": str, "label": str, "mode": str, "dhash": str, "readable": bool}
+
+
+class Correction(NamedTuple):
+    """A line of data/labels.csv."""
+
+    line: int
+    image: str
+    label: str
+
+
+def build(params: DataParams) -> pd.DataFrame:
+    """Reads and measures every image of every session, with its corrected label and its near-duplicates.
+
+    Columns: COLUMNS, of which `group` numbers the near-duplicates, and `contradicts` tells whether a near-identical
+    image has another label. Ordered by image.
+
+    Raises:
+        OperatorError: there is no session, or data/labels.csv cannot be read.
+        RejectedError: a session is broken, or a correction names an unknown image or label.
+    """
+    images = pd.DataFrame(_rows(Path(params.sessions))).sort_values("image", ignore_index=True)
+    corrections = read_corrections(Path(params.labels))
+    known = set(images["image"])
+    for one in corrections:
+        if one.image not in known:
+            raise RejectedError(
+                f"{params.labels} line {one.line}: no image `{one.image}` in {params.sessions}; "
+                "correct the name or take the line out"
+            )
+    images["label"] = images["image"].map({one.image: one.label for one in corrections}).fillna(images["label"])
+    near = near_duplicates(images["dhash"].tolist(), images["label"].tolist())
+    images["group"] = near.group
+    images["contradicts"] = near.contradicts
+    return images[COLUMNS]
+
+
+def _rows(folder: Path) -> list[dict[str, object]]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    rows = []
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("measuring images", total=None)
+        total = len(session_files(folder))
+        for number, session in enumerate(each_session(folder), start=1):
+            progress.update(task, description=f"measuring images, session {number} of {total}")
+            progress.reset(task, total=len(session.images))
+            for image in session.images:
+                facts = measure(_bytes(session, image))
+                identity = {"image": image.image, "session": session.session.id, "source": session.session.source}
+                rows.append({**identity, "label": image.label, **facts._asdict()})
+                progress.advance(task)
+    return rows
+
+
+def _bytes(session: SessionZip, image: ImageEntry) -> bytes:
+    try:
+        return session.read(image)
+    except RejectedError:
+        return b""  # damaged in the zip: unreadable in the table, so that an expectation names it with all others
+
+
+def read_corrections(path: Path) -> list[Correction]:
+    """Reads data/labels.csv: `image,label,reason,by`, each image once.
+
+    Raises:
+        OperatorError: the file cannot be read.
+        RejectedError: the header, a label or a line is not as it should be; the message names the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # a spreadsheet may add the mark
+    except (OSError, UnicodeDecodeError) as problem:
+        raise OperatorError(
+            f"{path} cannot be read ({problem}); without corrections it holds the line {','.join(LABELS_HEADER)}"
+        ) from None
+    reader = csv.reader(io.StringIO(text, newline=""))
+    try:
+        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
+    except csv.Error as problem:
+        raise RejectedError(f"{path} line {reader.line_num}: {problem}") from None
+    if not lines or lines[0][1] != LABELS_HEADER:
+        raise RejectedError(f"{path} must begin with the line {','.join(LABELS_HEADER)}")
+    corrections: dict[str, Correction] = {}
+    for number, row in lines[1:]:
+        if len(row) != len(LABELS_HEADER):
+            raise RejectedError(f"{path} line {number}: {len(row)} columns instead of {','.join(LABELS_HEADER)}")
+        one = Correction(number, row[0], row[1])
+        if one.label not in LABELS:
+            raise RejectedError(f"{path} line {number}: label `{one.label}` is not one of {', '.join(LABELS)}")
+        if one.image in corrections:
+            raise RejectedError(f"{path} line {number}: `{one.image}` is already in line {corrections[one.image].line}")
+        corrections[one.image] = one
+    return list(corrections.values())
+
+
+def read_images(path: Path = IMAGES_CSV) -> pd.DataFrame:
+    """Reads the table that `validate` wrote.
+
+    Raises:
+        OperatorError: it is not there.
+    """
+    try:
+        missing = {"brightness": [""], "sharpness": [""]}
+        images = pd.read_csv(path, dtype=_TYPES, keep_default_na=False, na_values=missing)
+    except (OSError, ValueError) as problem:
+        raise OperatorError(f"{path} cannot be read ({problem}); run `dvc repro validate` first") from None
+    absent = [name for name in (*_TYPES, "group") if name not in images]
+    if absent:
+        raise OperatorError(f"{path} has no column {', '.join(absent)}; run `dvc repro validate` again")
+    return images
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all; makes its folder.
+
+    Raises:
+        OperatorError: the disk does not take it.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as problem:
+        raise OperatorError(f"{path} cannot be written: {problem.strerror}") from None

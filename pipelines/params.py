@@ -1,0 +1,158 @@
+"""params.yaml, typed: one struct a block, one block a stage.
+
+A stage asks for its own block alone (`block(SplitParams)`), so that it depends on nothing that `dvc.yaml` does not
+name for it. `load` checks every block at once. The block `train` is defined in training/settings.py, because the
+training board reads it without this package.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
+
+import msgspec
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from serving.contracts.releases import Target
+from serving.errors import OperatorError, RejectedError
+from serving.settings import convert
+from training.settings import TrainSettings
+
+PARAMS_FILE = "params.yaml"
+
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+Share = Annotated[float, msgspec.Meta(gt=0, lt=1)]
+ClosedShare = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class DataParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where the images and what is said about them lie; paths from the root of the repository."""
+
+    sessions: Text  # folder of session zips
+    labels: Text  # corrections of labels
+    schema: Text  # expectations
+
+
+class SplitParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How the images are divided; training gets what validation and test leave."""
+
+    by: Literal["auto", "session", "group"]
+    validation: Share
+    test: Share
+    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+
+    def __post_init__(self) -> None:
+        if self.validation + self.test >= 1:
+            raise ValueError(
+                f"validation ({self.validation}) and test ({self.test}) must add up to less than 1: "
+                "training gets what they leave"
+            )
+
+
+class EvaluateParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    min_blocked_recall: Share  # the decision's threshold is chosen to reach this on the validation part
+
+
+class ExportParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    golden_frames: Annotated[int, msgspec.Meta(ge=2, le=256)]
+
+
+class GateParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the release service asks of a model version before it builds anything."""
+
+    min_balanced_accuracy: ClosedShare
+    min_blocked_recall: ClosedShare
+    max_parity_error: Annotated[float, msgspec.Meta(gt=0)]  # of a logit, over the golden frames
+    max_latency_ms: dict[str, Annotated[float, msgspec.Meta(gt=0)]]  # p99 of one inference, per target
+
+    def __post_init__(self) -> None:
+        for target in self.max_latency_ms:
+            try:
+                Target.parse(target)
+            except RejectedError as problem:
+                raise ValueError(f"max_latency_ms: {problem}") from None
+
+
+class Params(NamedTuple):
+    """All of params.yaml."""
+
+    data: DataParams
+    split: SplitParams
+    train: TrainSettings
+    evaluate: EvaluateParams
+    export: ExportParams
+    gates: GateParams
+
+
+BLOCKS: dict[type[msgspec.Struct], str] = {
+    DataParams: "data",
+    SplitParams: "split",
+    TrainSettings: "train",
+    EvaluateParams: "evaluate",
+    ExportParams: "export",
+    GateParams: "gates",
+}
+
+B = TypeVar("B", bound=msgspec.Struct)
+
+
+def load(path: Path | str = PARAMS_FILE) -> Params:
+    """Reads and checks all of `path`.
+
+    Raises:
+        OperatorError: the file cannot be read, or a block, key or value is unknown, missing or not allowed.
+    """
+    raw = _read(Path(path))
+    unknown = [str(name) for name in raw if name not in BLOCKS.values()]
+    if unknown:
+        raise OperatorError(f"{path}: `{unknown[0]}` is not a known block; allowed: {', '.join(BLOCKS.values())}")
+    return Params(**{name: _block(raw, struct, Path(path)) for struct, name in BLOCKS.items()})  # type: ignore[arg-type]
+
+
+def block(struct: type[B], path: Path | str = PARAMS_FILE) -> B:
+    """Reads and checks the one block of `path` that `struct` describes; the others may hold anything.
+
+    Raises:
+        OperatorError: the file cannot be read, the block is missing, or a key or value in it is not allowed.
+    """
+    return _block(_read(Path(path)), struct, Path(path))
+
+
+def _read(path: Path) -> dict[Any, Any]:
+    try:
+        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))  # YAML 1.2, as DVC reads it
+    except FileNotFoundError:
+        raise OperatorError(f"{path} is not here; run this in the root of the repository") from None
+    except (OSError, UnicodeDecodeError) as problem:
+        raise OperatorError(f"{path} cannot be read: {problem}") from None
+    except MarkedYAMLError as problem:
+        line = f" line {problem.problem_mark.line + 1}" if problem.problem_mark else ""
+        raise OperatorError(f"{path}{line} is not valid YAML: {' '.join(str(problem.problem).split())}") from None
+    except (YAMLError, ValueError) as problem:
+        raise OperatorError(f"{path} is not valid YAML: {' '.join(str(problem).split())}") from None
+    if not isinstance(raw, dict):
+        raise OperatorError(f"{path} must hold the blocks {', '.join(BLOCKS.values())}")
+    return raw
+
+
+def _block(raw: dict[Any, Any], struct: type[B], path: Path) -> B:
+    name = BLOCKS[struct]
+    if name not in raw:
+        raise OperatorError(f"{path}: the block `{name}` is missing")
+    # Wrapped, so that messages name `split.by` and not `by`.
+    wrapper = msgspec.defstruct("Block", [(name, struct)], forbid_unknown_fields=True)
+    try:
+        checked: B = getattr(convert({name: raw[name]}, wrapper, str(path)), name)
+    except OperatorError as problem:
+        raise OperatorError(_with_choices(str(problem), struct)) from None
+    return checked
+
+
+def _with_choices(message: str, struct: type[msgspec.Struct]) -> str:
+    """msgspec says that a value is none of the allowed ones; this adds which those are."""
+    found = re.search(r"`\w+\.(\w+)`: Invalid enum value", message)
+    if not found or "allowed" in message:
+        return message
+    fields = msgspec.structs.fields(struct)
+    choices = next((get_args(field.type) for field in fields if field.name == found.group(1)), ())
+    return f"{message}; allowed: {', '.join(map(str, choices))}" if choices else message
