@@ -164,7 +164,7 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
 @click.option("--id", "session_id", help="Name of the session.  [default: from session.json, or the name of PATH]")
 @click.option("--source", help="Whose images these are: a person, a house.  [default: the session's id]")
 @click.option("--robot", help="Which robot took them.")
@@ -177,9 +177,14 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
 @click.option("--part", callback=_part, help="N/M: only part N of M, as session <id>-N.", metavar="N/M")
 @click.option("--no-track", is_flag=True, help="Only write the session; leave DVC and params.yaml alone.")
 def command(
-    path: Path, session_id: str | None, resize: bool, part: tuple[int, int] | None, no_track: bool, **about: Any
+    paths: tuple[Path, ...],
+    session_id: str | None,
+    resize: bool,
+    part: tuple[int, int] | None,
+    no_track: bool,
+    **about: Any,
 ) -> None:
-    """Add PATH to the data as a new session.
+    """Add each PATH to the data as a new session.
 
     PATH is a session zip, a notebook's dataset.zip, or a folder: images in blocked/ and free/, somewhere inside, in
     any letter case. Taken are 224x224 RGB JPEG files as they are; PNG, BMP and WebP become JPEG. Every file that is
@@ -198,15 +203,21 @@ def command(
     """
     from pipelines import ingest_report, ingest_track
 
+    if session_id and len(paths) > 1:
+        raise click.UsageError("--id names one session; hand in one PATH with it")
     into = ingest_track.target()
     if not no_track:
         ingest_track.refuse_unfetched(into)
+    sessions = []
     try:
-        report = ingest(path, into, resize=resize, part=part, id=session_id, **about)
+        for path in paths:
+            report = ingest(path, into, resize=resize, part=part, id=session_id, **about)
+            click.echo(ingest_report.text(report))
+            sessions.append(report.session)
     except RefusedError as refused:
         click.echo(ingest_report.text(refused.report))
         raise
-    click.echo(ingest_report.text(report))
-    if not no_track:
-        changed = ingest_track.track(into)  # also where nothing is new: a killed ingest may have come this far
-        click.echo(ingest_track.next_steps(changed, report.session))
+    finally:
+        # Also where nothing is new, since a killed ingest may have come this far, and for those before a refused one.
+        if sessions and not no_track:
+            click.echo(ingest_track.next_steps(ingest_track.track(into), ", ".join(sessions)))

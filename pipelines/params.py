@@ -5,9 +5,8 @@ name for it. `load` checks every block at once. The block `train` is defined in 
 training board reads it without this package.
 """
 
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 from ruamel.yaml import YAML
@@ -141,18 +140,5 @@ def _block(raw: dict[Any, Any], struct: type[B], path: Path) -> B:
         raise OperatorError(f"{path}: the block `{name}` is missing")
     # Wrapped, so that messages name `split.by` and not `by`.
     wrapper = msgspec.defstruct("Block", [(name, struct)], forbid_unknown_fields=True)
-    try:
-        checked: B = getattr(convert({name: raw[name]}, wrapper, str(path)), name)
-    except OperatorError as problem:
-        raise OperatorError(_with_choices(str(problem), struct)) from None
+    checked: B = getattr(convert({name: raw[name]}, wrapper, str(path)), name)
     return checked
-
-
-def _with_choices(message: str, struct: type[msgspec.Struct]) -> str:
-    """msgspec says that a value is none of the allowed ones; this adds which those are."""
-    found = re.search(r"`\w+\.(\w+)`: Invalid enum value", message)
-    if not found or "allowed" in message:
-        return message
-    fields = msgspec.structs.fields(struct)
-    choices = next((get_args(field.type) for field in fields if field.name == found.group(1)), ())
-    return f"{message}; allowed: {', '.join(map(str, choices))}" if choices else message

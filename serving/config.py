@@ -144,11 +144,7 @@ def load(path: Path) -> RobotConfig:
         raise OperatorError(f"{path}: this is not text in UTF-8") from None
     except tomllib.TOMLDecodeError as problem:
         raise OperatorError(f"{path}: this is not TOML: {problem}") from None
-    try:
-        config = convert(raw, RobotConfig, str(path))
-    except OperatorError as problem:  # TOML allows line breaks in a key
-        raise OperatorError(" ".join(str(problem).split())) from None
-    return _with_absolute_paths(config, path.absolute().parent)
+    return _with_absolute_paths(convert(raw, RobotConfig, str(path)), path.absolute().parent)
 
 
 def _with_absolute_paths(config: RobotConfig, folder: Path) -> RobotConfig:

@@ -41,14 +41,25 @@ def _explain(message: str, into: Any) -> str:
     what = _PATH.sub("", message)
     unknown = _UNKNOWN.search(what)
     if unknown:
-        allowed = ", ".join(_fields_at(into, path)) or "nothing"
+        allowed = ", ".join(field.encode_name for field in _fields_at(into, path)) or "nothing"
         key = ".".join(part for part in (path, unknown.group(1)) if part)
-        return f"`{key}` is not a known setting; allowed there: {allowed}"
-    return f"`{path}`: {what}" if path else what
+        what, path = f"`{key}` is not a known setting; allowed there: {allowed}", ""
+    elif what.startswith("Invalid enum value"):
+        what += f"; allowed: {', '.join(_choices_at(into, path))}"
+    return " ".join((f"`{path}`: {what}" if path else what).split())
 
 
-def _fields_at(into: Any, path: str) -> "list[str]":
-    """Names of the fields of the struct that `path` (dotted) leads to; empty if it leads to none."""
+def _choices_at(into: Any, path: str) -> "list[str]":
+    """What the `Literal` at `path` (dotted) allows."""
+    parent, _, name = path.rpartition(".")
+    for field in _fields_at(into, parent):
+        if field.encode_name == name:
+            return [str(choice) for choice in getattr(field.type, "values", ())]
+    return []
+
+
+def _fields_at(into: Any, path: str) -> "list[Any]":
+    """The fields of the struct that `path` (dotted) leads to; none if it leads to no struct."""
     node = msgspec.inspect.type_info(into)
     for part in filter(None, path.split(".")):
         node = _only_struct(node)
@@ -56,7 +67,7 @@ def _fields_at(into: Any, path: str) -> "list[str]":
         if field is None:
             return []
         node = field.type
-    return [f.encode_name for f in getattr(_only_struct(node), "fields", ())]
+    return list(getattr(_only_struct(node), "fields", ()))
 
 
 def _only_struct(node: Any) -> Any:

@@ -39,7 +39,7 @@ def test_the_params_of_the_repository_are_allowed() -> None:
 @pytest.mark.parametrize(
     ("place", "value", "says"),
     [
-        ("split.by", "image", "`split.by`: Invalid enum value 'image'; allowed: auto, session, group"),
+        ("split.by", "image", "`split.by`: Invalid enum value 'image'; allowed: auto, group, session"),
         ("split.test", 1.5, "`split.test`: Expected `float` < 1.0"),
         ("split.test", 0, "`split.test`: Expected `float` > 0.0"),
         ("split.test", "much", "`split.test`: Expected `float`, got `str`"),
@@ -50,7 +50,7 @@ def test_the_params_of_the_repository_are_allowed() -> None:
         ("data.sessions", "", "`data.sessions`: Expected `str` of length >= 1"),
         ("data", None, "the block `data` is missing"),
         ("datas", {}, "`datas` is not a known block; allowed: data, split, train, evaluate, export, gates"),
-        ("train.backbone", "vgg", "`train.backbone`: Invalid enum value 'vgg'; allowed: mobilenet_v3_small"),
+        ("train.backbone", "vgg", "`train.backbone`: Invalid enum value 'vgg'; allowed: alexnet, mobilenet_v2, mobilenet_v3_small"),
         ("train.epochs", 0, "`train.epochs`: Expected `int` >= 1"),
         ("evaluate.min_blocked_recall", 2, "`evaluate.min_blocked_recall`: Expected `float` < 1.0"),
         ("export.golden_frames", 0, "`export.golden_frames`: Expected `int` >= "),

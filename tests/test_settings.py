@@ -1,6 +1,6 @@
 """Settings: what is wrong is named, with what is allowed there."""
 
-from typing import List, Optional
+from typing import List, Literal, Optional
 
 import msgspec
 import pytest
@@ -20,15 +20,21 @@ class Robot(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     wheel: Optional[Wheel] = None
     spares: List[Wheel] = []
+    drive: Literal["belt", "direct"] = "belt"
 
 
 @pytest.mark.parametrize(
     ("raw", "says"),
     [
-        ({"name": "a", "wheels": 2}, "file: `wheels` is not a known setting; allowed there: name, wheel, spares"),
+        (
+            {"name": "a", "wheels": 2},
+            "file: `wheels` is not a known setting; allowed there: name, wheel, spares, drive",
+        ),
         ({"name": "a", "wheel": {"size": 1}}, "file: `wheel.size` is not a known setting; allowed there: radius_m"),
         ({"name": "a", "spares": [{"size": 1}]}, "`spares[0].size` is not a known setting; allowed there: radius_m"),
         ({"name": "a", "wheel": {"radius_m": 0}}, "`wheel.radius_m`: Expected `float` > 0"),
+        ({"name": "a", "drive": "chain"}, "`drive`: Invalid enum value 'chain'; allowed: belt, direct"),
+        ({"name": "a", "b\nc": 1}, "`b c` is not a known setting"),
         ({"name": 3}, "`name`: Expected `str`, got `int`"),
         ({}, "missing required field `name`"),
         ([], "Expected `object`, got `array`"),

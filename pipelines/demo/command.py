@@ -1,5 +1,6 @@
 """`jetloop demo`: starts the house, turns the loop twice, shows what came of it, and ends all it started."""
 
+import contextlib
 import signal
 import subprocess
 import time
@@ -22,8 +23,8 @@ ROBOT_SEED = 7  # of the room it drives in; the images are from other rooms
 @click.option("--data", type=click.Path(path_type=Path), help="Your images: a notebook's dataset.zip, or a folder.")
 @click.option("--weights", type=click.Path(path_type=Path), help="Pretrained weights (.pth) of a known backbone.")
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("build/demo"), show_default=True)
-@click.option("--images", default=120, show_default=True, help="Images of each simulated session.")
-@click.option("--sessions", default=4, show_default=True, help="Simulated sessions in the first round.")
+@click.option("--images", default=40, show_default=True, help="Images of each simulated session, one room each.")
+@click.option("--sessions", default=12, show_default=True, help="Simulated sessions in the first round.")
 @click.option("--drive-s", default=15.0, show_default=True, help="Seconds of driving in each round.")
 @click.option("--epochs", type=int, help="Epochs of training [default: as in params.yaml].")
 @click.option("--keep", is_flag=True, help="Leave everything running at the end, until Ctrl-C.")
@@ -86,7 +87,7 @@ def _prepare(
     images: int,
     sessions: int,
     epochs: int | None,
-) -> list[tuple[str, list[Path]]]:
+) -> list[tuple[str, list[list[str]]]]:
     """Starts all processes, makes the images while they come up; returns the rounds: (title, files to ingest)."""
     _set_params(house, weights, epochs)
     jetloop_release = house.jetloop("release", "init", "--folder", str(house.releases))
@@ -110,25 +111,22 @@ def _prepare(
     return batches
 
 
-def _batches(house: House, data: Path | None, images: int, sessions: int) -> list[tuple[str, list[Path]]]:
-    from pipelines.ingest import divide
+def _batches(house: House, data: Path | None, images: int, sessions: int) -> list[tuple[str, list[list[str]]]]:
     from simulator.sessions import make_session
 
     incoming = house.folder / "incoming"
     incoming.mkdir(parents=True, exist_ok=True)
 
-    def arena(first_seed: int, count: int) -> list[Path]:
-        paths = []
-        for seed in range(first_seed, first_seed + count):
-            path = incoming / f"arena-{seed:03d}.zip"
+    def arena(first_seed: int, count: int) -> list[str]:
+        paths = [incoming / f"arena-{seed}.zip" for seed in range(first_seed, first_seed + count)]
+        for seed, path in enumerate(paths, start=first_seed):
             make_session(path, session_id=path.stem, source=path.stem, seed=seed, images=images, safety_distance_m=0.35)
-            paths.append(path)
-        return paths
+        return [str(path) for path in paths]
 
     if data is None:
-        return [("simulated images", arena(101, sessions)), ("more of them", arena(201, max(2, sessions // 2)))]
-    first, rest = divide(data, (0.6, 0.4), into=incoming)
-    return [("your images", [first]), ("the rest of yours, and the arena's", [rest, *arena(101, sessions)])]
+        return [("simulated images", [arena(101, sessions)]), ("more rooms", [arena(201, sessions // 2)])]
+    yours = [[str(data.absolute()), "--part", f"{part}/2", "--source", "yours"] for part in (1, 2)]
+    return [("half of your images", [yours[0]]), ("the other half, and the arena's", [yours[1], arena(101, sessions)])]
 
 
 def _set_params(house: House, weights: Path | None, epochs: int | None) -> None:
@@ -156,14 +154,15 @@ def _stop_robot(house: House, processes: Processes) -> int:
     """Ends the robot and waits until the store has all that it sent; returns the last sequence number it gave."""
     from pipelines.demo.services import ROBOT, SITE
     from serving.outbox import Outbox
-    from telemetry.store import Store
+    from telemetry.store import open_reader
 
     processes.end("robot")
-    sent = Outbox(house.robot_state / "outbox.db", max_bytes=1 << 30).last_sequence()
-    store = Store(house.store)
+    with contextlib.closing(Outbox(house.robot_state / "outbox.db", max_bytes=1 << 30)) as outbox:
+        sent = outbox.next_sequence - 1
     deadline = time.monotonic() + 15
-    while time.monotonic() < deadline and store.distinct_sequences(SITE, ROBOT) < sent:
-        time.sleep(0.1)
+    with contextlib.closing(open_reader(house.store)) as store:
+        while time.monotonic() < deadline and store.counts_by_robot().get((SITE, ROBOT), 0) < sent:
+            time.sleep(0.1)
     return sent
 
 

@@ -5,7 +5,6 @@ import time
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pipelines.demo import robot_watch, workspace
@@ -48,8 +47,12 @@ class Loop:
         self._terminal = terminal
         self._environment = environment
 
-    def turn(self, number: int, incoming: Sequence[Path], drive_s: float) -> Round:
-        """Ingests, retrains, promotes; then, if released, lets the robot drive `drive_s` seconds with it."""
+    def turn(self, number: int, incoming: Sequence[Sequence[str]], drive_s: float) -> Round:
+        """Ingests, retrains, promotes; then, if released, lets the robot drive `drive_s` seconds with it.
+
+        Args:
+            incoming: for each `jetloop ingest`, its arguments.
+        """
         result = self._ingest(number, incoming)
         self._reproduce(result)
         set_at = self._promote(result)
@@ -70,13 +73,26 @@ class Loop:
             **kwargs,
         )
 
-    def _ingest(self, number: int, incoming: Sequence[Path]) -> Round:
-        lines = self._run(f"round {number}: ingest", ["jetloop", "ingest", *map(str, incoming)])
-        left_out = [line.strip() for line in lines if line.startswith("  left out: ")]
-        for line in left_out:
-            self._terminal.say(f"    [yellow]{line}[/]")
+    def _ingest(self, number: int, incoming: Sequence[Sequence[str]]) -> Round:
+        reports = self._house.workspace / "build" / "ingest"
+        before = set(reports.glob("*.json"))
+        for arguments in incoming:
+            self._run(f"round {number}: ingest", ["jetloop", "ingest", *arguments])
+        left_out = [
+            f"{file['file']}: {file['reason']}"
+            for path in sorted(set(reports.glob("*.json")) - before)
+            for file in json.loads(path.read_text())["left_out"]
+        ]
+        self._show_left_out(left_out)
         workspace.commit(self._house.workspace, f"images of round {number}")
         return Round(number, images=0, left_out=left_out)
+
+    def _show_left_out(self, left_out: Sequence[str], most: int = 5) -> None:
+        for line in left_out[:most]:
+            self._terminal.say(f"    [yellow]left out: {line}[/]")
+        if len(left_out) > most:
+            where = self._house.workspace / "build" / "ingest"
+            self._terminal.say(f"    [yellow]and {len(left_out) - most} more, all named in {where}[/]")
 
     def _reproduce(self, result: Round) -> None:
         # At a lower priority, since this machine drives the robot too.

@@ -100,7 +100,7 @@ class House:
                 state=self.robot_state,
                 seed=seed,
                 repository=self.release_url,
-                root=self.releases / "root.json",
+                root=self.releases / "metadata" / "root.json",
                 mqtt_port=self.mqtt_port,
                 target=TARGET,
             )
@@ -155,5 +155,5 @@ class House:
         return Program(
             "robot",
             [sys.executable, "-m", "serving.cli", "run", "--config", str(self.robot_config)],
-            (self.robot_state).exists,
+            (self.robot_state / "status.json").exists,
         )

@@ -1,5 +1,6 @@
 """What the demo came to: numbers out of the store, the flight recorder and the registry, and the promises they keep."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -22,16 +23,19 @@ def events(house: House, sent: int) -> dict[str, int]:
     Args:
         sent: the highest sequence number that the robot handed out.
     """
-    from telemetry.store import Store
+    from telemetry.store import open_reader
 
-    store = Store(house.store)
-    counts = store.counts(SITE, ROBOT)
+    with contextlib.closing(open_reader(house.store)) as store:
+        counts = store.counts_by_type(SITE, ROBOT)
+        last = max((int(row["last_sequence"]) for row in store.robots() if row["robot"] == ROBOT), default=0)
+        missing = sum(gap.missing for gap in store.gaps(from_first=True) if gap.robot == ROBOT)
     stored = sum(counts.values())
+    arrived = last - missing  # different sequence numbers
     return {
         "sent": sent,
         "stored": stored,
-        "lost": sent - store.distinct_sequences(SITE, ROBOT),
-        "duplicates_stored": stored - store.distinct_sequences(SITE, ROBOT),
+        "lost": sent - arrived,
+        "duplicates_stored": stored - arrived,
         "avoidances": counts.get("avoidance.started", 0),
         "collisions": counts.get("collision", 0),
     }

@@ -1,9 +1,9 @@
 """What robots tell: CloudEvents 1.0 in JSON over MQTT 3.1.1, QoS 1, at least once on the wire.
 
-    jetloop/v1/<site>/<robot>/event/<type>   events
-    jetloop/v1/<site>/<robot>/metrics        the same envelope, type `metrics`
-    jetloop/v1/<site>/<robot>/state          retained, with last will: `RobotState`
-    jetloop/v1/releases/<channel>            retained wake-up: `releases.Wakeup`
+jetloop/v1/<site>/<robot>/event/<type>   events
+jetloop/v1/<site>/<robot>/metrics        the same envelope, type `metrics`
+jetloop/v1/<site>/<robot>/state          retained, with last will: `RobotState`
+jetloop/v1/releases/<channel>            retained wake-up: `releases.Wakeup`
 """
 
 import datetime
@@ -113,4 +113,3 @@ def uuid7() -> str:
     low = int.from_bytes(os.urandom(8), "big") & (1 << 62) - 1 | 0b10 << 62
     digits = f"{high << 64 | low:032x}"
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
