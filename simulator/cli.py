@@ -1,0 +1,108 @@
+"""`jetloop simulate`: sessions and pictures out of the arena."""
+
+import os
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+
+from serving.errors import OperatorError
+from simulator.arena import Arena
+from simulator.sessions import SAFETY_DISTANCES_M, make_session
+from simulator.topview import draw
+
+_DISTANCE = click.FloatRange(*SAFETY_DISTANCES_M)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def group() -> None:
+    """Makes labelled sessions in the arena, and pictures of it for people to look at."""
+
+
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@group.command(context_settings={"show_default": True})
+@click.option("--out", type=_FOLDER, default="data/sessions", help="Folder for the zips; made if it is not there.")
+@click.option("--sessions", "count", type=click.IntRange(1, 1000), default=4, help="How many, each a room of its own.")
+@click.option("--images", type=click.IntRange(2, 5000), default=120, help="Per session; half of them blocked.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=1, help="Of the first session; the next take those that follow."
+)
+@click.option("--safety-distance", type=_DISTANCE, default=0.35, help="Metres ahead of the robot: nearer is blocked.")
+@click.option("--source", default="arena", help="Pretended person or place; also begins the names.")
+@click.option("--quality", type=click.IntRange(1, 95), default=85, help="Of the JPEGs.")
+@click.option("--force", is_flag=True, help="Replace sessions that are there already.")
+def sessions(
+    out: Path,
+    count: int,
+    images: int,
+    seed: int,
+    safety_distance: float,
+    source: str,
+    quality: int,
+    force: bool,
+) -> None:
+    """Write labelled sessions: OUT/SOURCE-SEED.zip, ready for the pipeline.
+
+    Each holds blocked/*.jpg, free/*.jpg and session.json. The same options give the same bytes.
+
+    \b
+    Example: jetloop simulate sessions --out data/sessions --sessions 4 --images 120 --seed 1
+    """
+    _make_folder(out)
+    names = {number: f"{source}-{number}" for number in range(seed, seed + count)}
+    there = [f"{name}.zip" for name in names.values() if (out / f"{name}.zip").exists()]
+    if there and not force:
+        raise OperatorError(f"{out} already holds {', '.join(there)}; give --force to replace, or another --seed")
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("sessions", total=count * images)
+        for number, name in names.items():
+            progress.update(bar, description=name)
+            make_session(
+                out / f"{name}.zip",
+                session_id=name,
+                source=source,
+                seed=number,
+                images=images,
+                safety_distance_m=safety_distance,
+                quality=quality,
+                progress=lambda _: progress.advance(bar),
+            )
+    click.echo(f"{count} sessions of {images} images in {out}: {', '.join(names.values())}")
+
+
+@group.command(context_settings={"show_default": True})
+@click.option("--seed", type=click.IntRange(0), default=1, help="Of the arena.")
+@click.option("--out", type=_FILE, default="build/frame.png", help="PNG to write.")
+@click.option("--safety-distance", type=_DISTANCE, default=0.35, help="Metres ahead of the robot: nearer is blocked.")
+def frame(seed: int, out: Path, safety_distance: float) -> None:
+    """Write one PNG: what the robot sees at its start, and beside it the room from above.
+
+    \b
+    Example: jetloop simulate frame --seed 3 --out build/frame.png
+    """
+    from PIL import Image
+
+    arena = Arena(seed)
+    label, side = arena.label(safety_distance), 448
+    picture = Image.new("RGB", (2 * side, side))
+    picture.paste(Image.fromarray(arena.render()).resize((side, side)))
+    picture.paste(draw(arena.room, arena.pose, label, safety_distance, side), (side, 0))
+    _make_folder(out.parent)
+    try:
+        picture.save(out, "PNG")
+    except OSError as problem:
+        raise OperatorError(f"cannot write {out}: {problem.strerror}; choose a file you may write with --out") from None
+    click.echo(f"{out}: arena {seed}, {label}, {arena.clearance_m():.2f} m to the first thing ahead")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(None, "not writable")
+    except OSError as problem:
+        raise OperatorError(f"cannot write in {folder}: {problem.strerror}; choose another folder with --out") from None
