@@ -1,0 +1,150 @@
+"""From a model's ONNX file to the engine of one target, measured with the golden frames.
+
+Builders by target. `cpu-ort-fp32` takes the ONNX file as it is; others (TensorRT on the board itself, int8) join
+BUILDERS. Whether what was measured is good enough is for gates.py to say.
+"""
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serving import preprocess
+from serving.contracts.releases import Measured
+from serving.errors import OperatorError, RejectedError
+
+WARM_UP_RUNS = 10
+RUNS = 100  # a round; p99 of fewer would be the maximum
+ROUNDS = 3
+MAX_MEASURING_S = 5.0
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Frames and the logits that the trained network gave for them."""
+
+    frames: np.ndarray  # (N, 224, 224, 3) uint8, RGB
+    logits: np.ndarray  # (N, 2) float32
+
+    @classmethod
+    def read(cls, path: Path) -> "Golden":
+        """Reads golden.npz.
+
+        Raises:
+            RejectedError: it is no such file, or its arrays have other shapes or types.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                golden = cls(arrays["frames"], arrays["logits"])
+        except (OSError, ValueError, KeyError, EOFError) as problem:
+            raise RejectedError(f"golden.npz cannot be read ({problem}): run `dvc repro` again") from None
+        count = len(golden.frames)
+        if (
+            count == 0
+            or golden.frames.shape[1:] != preprocess.FRAME_SHAPE
+            or golden.frames.dtype != np.uint8
+            or golden.logits.shape != (count, preprocess.OUTPUT_SHAPE[1])
+            or not np.isfinite(golden.logits).all()
+        ):
+            raise RejectedError(
+                f"golden.npz holds frames {golden.frames.shape} {golden.frames.dtype}, logits {golden.logits.shape}; "
+                "wanted (N, 224, 224, 3) uint8 and finite (N, 2): run `dvc repro` again"
+            )
+        return golden
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine and what was measured with it on the machine that built it."""
+
+    engine: bytes
+    measured: Measured
+
+
+Builder = Callable[[bytes, Golden], Built]
+
+
+def builder_of(target: str) -> Builder:
+    """The builder of a target.
+
+    Raises:
+        OperatorError: there is none on this machine.
+    """
+    if target not in BUILDERS:
+        raise OperatorError(f"no builder for the target `{target}` here; available: {', '.join(sorted(BUILDERS))}")
+    return BUILDERS[target]
+
+
+def build_ort_fp32(onnx: bytes, golden: Golden) -> Built:
+    """Loads the ONNX file with ONNX Runtime on one CPU thread, as the robot does, and measures it.
+
+    Raises:
+        RejectedError: ONNX Runtime cannot load it, or its input or output is not what serving/preprocess.py says.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+    except Exception as problem:  # ONNX Runtime's own exceptions share no other base
+        line = str(problem).splitlines()[0][:200]
+        raise RejectedError(f"ONNX Runtime cannot load the model ({line}): export it again with `dvc repro`") from None
+    _check_ends(session)
+    batch = np.empty(preprocess.INPUT_SHAPE, np.float32)
+
+    def infer(frame: np.ndarray) -> np.ndarray:
+        preprocess.into(frame, batch)  # type: ignore[no-untyped-call]
+        return np.asarray(session.run([preprocess.OUTPUT_NAME], {preprocess.INPUT_NAME: batch})[0])
+
+    parity = max(float(np.abs(infer(f)[0] - want).max()) for f, want in zip(golden.frames, golden.logits, strict=True))
+    p50_ms, p99_ms = measure_latency(lambda: infer(golden.frames[0]))
+    machine = f"{_cpu()}, {os.cpu_count()} CPUs, onnxruntime {ort.__version__}, 1 thread"
+    return Built(onnx, Measured(parity_max_abs=parity, latency_p50_ms=p50_ms, latency_p99_ms=p99_ms, machine=machine))
+
+
+def measure_latency(infer: Callable[[], object]) -> tuple[float, float]:
+    """Latency p50 and p99 in ms, of the quietest of a few rounds: what else runs here is not the engine's fault."""
+    for _ in range(WARM_UP_RUNS):
+        infer()
+    rounds: list[tuple[float, float]] = []
+    begun = time.perf_counter()
+    while len(rounds) < ROUNDS and (not rounds or time.perf_counter() - begun < MAX_MEASURING_S):
+        taken_ms = np.empty(RUNS)
+        for run in range(RUNS):
+            start = time.perf_counter()
+            infer()
+            taken_ms[run] = (time.perf_counter() - start) * 1000
+        rounds.append((float(np.percentile(taken_ms, 50)), float(np.percentile(taken_ms, 99))))
+    return min(rounds, key=lambda round_ms: round_ms[1])
+
+
+def _check_ends(session: Any) -> None:
+    for kind, ends, name, shape in (
+        ("input", session.get_inputs(), preprocess.INPUT_NAME, preprocess.INPUT_SHAPE),
+        ("output", session.get_outputs(), preprocess.OUTPUT_NAME, preprocess.OUTPUT_SHAPE),
+    ):
+        found = [(end.name, tuple(end.shape), end.type) for end in ends]
+        if found != [(name, shape, "tensor(float)")]:
+            raise RejectedError(
+                f"the model's {kind} is {found}, wanted {name} {shape} float32 (serving/preprocess.py): "
+                "export it again with `dvc repro`"
+            )
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{platform.machine()} {names[0]}" if names else platform.machine()
+
+
+BUILDERS: dict[str, Builder] = {"cpu-ort-fp32": build_ort_fp32}

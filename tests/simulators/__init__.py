@@ -1,0 +1,1 @@
+"""Stand-ins behind jetloop's real interfaces, for tests."""

@@ -1,0 +1,104 @@
+"""Model versions as `dvc repro` leaves them in MLflow, made in a second: a real ONNX network of six weights."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+from mlflow import MlflowClient
+from onnx import TensorProto, helper
+
+from serving import preprocess
+from serving.contracts.releases import Decision, ExportReport
+
+GOOD_METRICS = {"test/balanced_accuracy": 0.93, "test/blocked_recall": 0.97}
+
+
+def tiny_onnx(seed: int = 0, input_name: str = preprocess.INPUT_NAME) -> bytes:
+    """A network with the right ends: the mean of each colour, times a (3, 2) matrix."""
+    weights = np.random.default_rng(seed).normal(0, 0.01, (3, 2)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMean", [input_name], ["mean"], axes=[1, 2], keepdims=0),  # (1, 3)
+            helper.make_node("MatMul", ["mean", "weights"], [preprocess.OUTPUT_NAME]),
+        ],
+        "tiny",
+        [helper.make_tensor_value_info(input_name, TensorProto.FLOAT, preprocess.INPUT_SHAPE)],
+        [helper.make_tensor_value_info(preprocess.OUTPUT_NAME, TensorProto.FLOAT, preprocess.OUTPUT_SHAPE)],
+        [helper.make_tensor("weights", TensorProto.FLOAT, (3, 2), weights.tobytes(), raw=True)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def tiny_golden(path: Path, seed: int = 0, off_by: float = 0.0) -> None:
+    """golden.npz for `tiny_onnx(seed)`, its logits computed by hand and off by so much."""
+    weights = np.random.default_rng(seed).normal(0, 0.01, (3, 2)).astype(np.float32)
+    frames = np.random.default_rng(1).integers(0, 256, (3, *preprocess.FRAME_SHAPE), dtype=np.uint8)
+    logits = frames.astype(np.float64).mean(axis=(1, 2)) @ weights + off_by
+    np.savez(path, frames=frames, logits=logits.astype(np.float32))
+
+
+def register(
+    uri: str,
+    model: str,
+    folder: Path,
+    seed: int = 0,
+    metrics: dict[str, float] | None = None,
+    off_by: float = 0.0,
+    description: str = "",
+) -> str:
+    """Logs a run with its export and registers it as a version of `model`.
+
+    Args:
+        folder: for temporary files.
+        off_by: error of the golden logits: above the parity gate's limit, the version must be refused.
+
+    Returns:
+        The version's number.
+    """
+    export = folder / f"export-{seed}"
+    export.mkdir(parents=True)
+    (export / "model.onnx").write_bytes(tiny_onnx(seed))
+    tiny_golden(export / "golden.npz", seed, off_by)
+    onnx_sha256, golden_sha256 = (_sha256(export / name) for name in ("model.onnx", "golden.npz"))
+    report = ExportReport(
+        onnx_sha256=onnx_sha256,
+        onnx_bytes=(export / "model.onnx").stat().st_size,
+        opset=13,
+        preprocessing=preprocess.PREPROCESSING,
+        backbone="tiny",
+        parity_max_abs=0.0,
+        golden_sha256=golden_sha256,
+        golden_count=3,
+        decision=Decision(blocked_threshold=0.4, temperature=1.5),
+    )
+    (export / "export.json").write_bytes(msgspec.json.encode(report))
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    experiment = client.get_experiment_by_name(model)
+    run = client.create_run(experiment.experiment_id if experiment else client.create_experiment(model))
+    run_id = run.info.run_id
+    for name, value in (GOOD_METRICS if metrics is None else metrics).items():
+        client.log_metric(run_id, name, value)
+    client.log_artifacts(run_id, str(export), "export")
+    client.set_terminated(run_id)
+    if not client.search_registered_models(f"name = '{model}'"):
+        client.create_registered_model(model)
+    tags = {
+        "lineage.git_commit": "0123456789abcdef0123456789abcdef01234567",
+        "lineage.git_dirty": "false",
+        "lineage.data": json.dumps({"data/sessions": "d41d8cd98f00b204e9800998ecf8427e.dir"}),
+        "lineage.onnx_sha256": onnx_sha256,
+        "lineage.golden_sha256": golden_sha256,
+        "lineage.run_id": run_id,
+    }
+    source = f"{run.info.artifact_uri}/export"
+    version = client.create_model_version(model, source, run_id, tags=tags, description=description or None)
+    return str(version.version)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
