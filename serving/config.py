@@ -180,7 +180,7 @@ kind = "simulated"                 # an entry point of the group jetloop.hardwar
 # [hardware.options]               # arguments of that kind
 
 [repository]
-url = "http://127.0.0.1:8090"      # serves metadata/ and targets/, signed
+url = "http://127.0.0.1:8400"      # serves metadata/ and targets/, signed
 root = "root.json"                 # the root of trust, from `jetloop release init`
 # poll_s = 30                      # looks this often, also when no wake-up comes
 # timeout_s = 10                   # of one request

@@ -47,6 +47,8 @@ def test_random_objects_are_no_events(raw: dict[str, object]) -> None:
         ("id", "3f2b0d44-1111-4222-8333-444455556666"),  # version 4
         ("robot", "a/b"),
         ("robot", "+"),
+        ("robot", "a\n"),
+        ("time", "2026-01-01T00:00:00"),
         ("site", "#"),
         ("site", ""),
         ("sequence", 0),

@@ -50,7 +50,11 @@ def test_the_params_of_the_repository_are_allowed() -> None:
         ("data.sessions", "", "`data.sessions`: Expected `str` of length >= 1"),
         ("data", None, "the block `data` is missing"),
         ("datas", {}, "`datas` is not a known block; allowed: data, split, train, evaluate, export, gates"),
-        ("train.backbone", "vgg", "`train.backbone`: Invalid enum value 'vgg'; allowed: alexnet, mobilenet_v2, mobilenet_v3_small"),
+        (
+            "train.backbone",
+            "vgg",
+            "`train.backbone`: Invalid enum value 'vgg'; allowed: alexnet, mobilenet_v2, mobilenet_v3_small",
+        ),
         ("train.epochs", 0, "`train.epochs`: Expected `int` >= 1"),
         ("evaluate.min_blocked_recall", 2, "`evaluate.min_blocked_recall`: Expected `float` < 1.0"),
         ("export.golden_frames", 0, "`export.golden_frames`: Expected `int` >= "),

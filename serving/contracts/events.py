@@ -32,17 +32,18 @@ EVENT_TYPES = (
     "outbox.dropped",
     "metrics",
 )
+Instant = Annotated[datetime.datetime, msgspec.Meta(tz=True)]  # RFC 3339, with its offset; jetloop writes UTC
 MAX_PAYLOAD_BYTES = 64 * 1024
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """A CloudEvent with jetloop's extension attributes (lower case and digits only, as CloudEvents asks)."""
 
-    specversion: Annotated[str, msgspec.Meta(pattern=r"^1\.0$")] = "1.0"
-    id: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")]
+    specversion: Annotated[str, msgspec.Meta(pattern=r"^1\.0\Z")] = "1.0"
+    id: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z")]
     source: Annotated[str, msgspec.Meta(max_length=300)]  # /jetloop/<site>/<robot>
     type: Name
-    time: datetime.datetime  # captured_at: when it happened, UTC
+    time: Instant  # captured_at: when it happened
     datacontenttype: str = "application/json"
     site: Name
     robot: Name
@@ -50,7 +51,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     sequence: Annotated[int, msgspec.Meta(ge=1)]  # per robot, never reused, across restarts
     release: Annotated[str, msgspec.Meta(max_length=200)] = ""  # release_id; empty while there is no model
     engine: Annotated[str, msgspec.Meta(max_length=64)] = ""  # sha256 of the engine
-    sentat: Optional[datetime.datetime] = None  # when it was handed to the broker, UTC
+    sentat: Optional[Instant] = None  # when it was handed to the broker
     data: Dict[str, Any] = {}
 
 
@@ -61,7 +62,7 @@ class RobotState(msgspec.Struct, frozen=True, kw_only=True):
     robot: Name
     session: Name
     online: bool
-    at: datetime.datetime
+    at: Instant
     mode: str = "offline"  # no-model, driving, standing, loading, stopped, offline
     reason: str = ""
     ring: str = ""
