@@ -1,0 +1,99 @@
+"""The two ways to train, on images that a network learns in moments."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from serving.errors import RejectedError  # noqa: E402
+from training import augment, metrics  # noqa: E402
+from training.dataset import Images  # noqa: E402
+from training.fit import class_weights, fit, infer  # noqa: E402
+from training.model import Network  # noqa: E402
+from training.settings import TrainSettings  # noqa: E402
+
+
+def bright_or_dark(count: int, seed: int) -> Images:
+    """`blocked` is bright below, `free` dark: learned by any network."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count, dtype=np.int64) % 2
+    pixels = generator.integers(60, 100, (count, 224, 224, 3), dtype=np.uint8)
+    pixels[labels == metrics.BLOCKED, 112:] += 120
+    return Images([], pixels, labels)
+
+
+def settings(**changes: object) -> TrainSettings:
+    chosen = {"resolution": 112, "epochs": 2, "batch": 8, "seed": 1, **changes}
+    return TrainSettings(**chosen)  # type: ignore[arg-type]
+
+
+def test_the_head_alone_learns_on_fixed_features() -> None:
+    """Nothing but the last layer changes, and the network tells the classes apart."""
+    torch.manual_seed(1)
+    network = Network("mobilenet_v2", 112)
+    before = {name: value.clone() for name, value in network.backbone.state_dict().items()}
+    head_only = settings(finetune="head", epochs=20, learning_rate=0.01)
+    fitted = fit(network, head_only, bright_or_dark(24, 1), bright_or_dark(8, 2))
+    changed = {name for name, value in network.backbone.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"classifier.1.weight", "classifier.1.bias"}
+    unseen = bright_or_dark(8, 3)
+    p_blocked = metrics.probabilities(infer(fitted.network, unseen.pixels))
+    assert metrics.roc_auc(unseen.labels, p_blocked) == 1.0
+
+
+def test_the_same_seed_gives_the_same_network() -> None:
+    """Two trainings agree to the last bit."""
+    found = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        fitted = fit(Network("mobilenet_v3_small", 112), settings(), bright_or_dark(16, 1), bright_or_dark(4, 2))
+        found.append((fitted.history, fitted.network.state_dict()))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(value, found[1][1][name]) for name, value in found[0][1].items())
+
+
+def test_the_best_epoch_is_kept_and_not_the_last() -> None:
+    """The weights that come back are those that were judged best on validation."""
+    torch.manual_seed(1)
+    unseen = bright_or_dark(8, 2)
+    fitted = fit(Network("mobilenet_v3_small", 112), settings(epochs=3), bright_or_dark(16, 1), unseen)
+    logits = infer(fitted.network, unseen.pixels)
+    loss = metrics.cross_entropy(unseen.labels, metrics.probabilities(logits))
+    assert loss == pytest.approx(fitted.best.validation_loss, rel=1e-4)
+    assert fitted.best.validation_balanced_accuracy == max(e.validation_balanced_accuracy for e in fitted.history)
+
+
+def test_a_loss_that_is_no_number_ends_the_training() -> None:
+    """The message names the learning rate; there is no network to write."""
+    network = Network("mobilenet_v3_small", 112)
+    with torch.no_grad():
+        next(network.parameters()).fill_(float("nan"))
+    with pytest.raises(RejectedError, match=r"the loss became nan in epoch 1 at train.learning_rate 0.003; lower it"):
+        fit(network, settings(), bright_or_dark(8, 1), bright_or_dark(4, 2))
+
+
+def test_the_rarer_class_weighs_more() -> None:
+    """Each class has half of the loss."""
+    np.testing.assert_allclose(class_weights(np.array([0, 1, 1, 1])).numpy(), [2.0, 2 / 3], rtol=1e-6)
+
+
+def test_varied_images_stay_images() -> None:
+    """Right size, within 0..255, different from each other, the same for the same seed."""
+    pixels = torch.full((4, 224, 224, 3), 100, dtype=torch.uint8)
+    pixels[:, :, 112:] = 200
+    varied = augment.batch_of(pixels, 112, torch.Generator().manual_seed(1))
+    assert varied.shape == (4, 3, 112, 112)
+    assert float(varied.min()) >= 0
+    assert float(varied.max()) <= 255
+    assert not torch.equal(varied[0], varied[1])
+    torch.testing.assert_close(varied, augment.batch_of(pixels, 112, torch.Generator().manual_seed(1)))
+
+
+def test_about_half_of_the_images_are_mirrored() -> None:
+    """Left and right change places; above and below never do."""
+    pixels = torch.zeros((64, 224, 224, 3), dtype=torch.uint8)
+    pixels[:, :112, :112] = 200  # top left
+    varied = augment.batch_of(pixels, 112, torch.Generator().manual_seed(1)).mean(dim=1)
+    left, right = varied[:, 10:40, 10:40].mean(dim=(1, 2)), varied[:, 10:40, 70:100].mean(dim=(1, 2))
+    assert 16 < int((right > left).sum()) < 48
+    assert float(varied[:, 70:100].max()) < 60  # contrast lifts the dark a little

@@ -1,0 +1,77 @@
+"""The `train` block of params.yaml: names, defaults and limits. Python 3.8 syntax.
+
+The other blocks belong to pipelines/params.py, which the training board does not need.
+"""
+
+import re
+import typing
+from pathlib import Path
+from typing import Any, Tuple
+
+import msgspec
+from typing_extensions import Annotated, Literal
+
+from serving.errors import OperatorError
+from serving.settings import convert
+
+PARAMS_FILE = Path("params.yaml")
+# YAML 1.2, as DVC reads the file: 1e-3 is a number. PyYAML's own rule (1.1) asks for 1.0e-3.
+_YAML_FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
+
+
+class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How the network is trained. Whatever changes the outcome is here, so that DVC and MLflow record it."""
+
+    python: Annotated[str, msgspec.Meta(min_length=1)] = "python"  # interpreter that dvc.yaml runs this stage with
+    backbone: Literal["mobilenet_v3_small", "mobilenet_v2", "resnet18", "alexnet"] = "mobilenet_v3_small"
+    weights: Annotated[str, msgspec.Meta(min_length=1)] = "none"  # imagenet, none, or the path of a .pth file
+    finetune: Literal["all", "head"] = "all"  # head: only the last layer learns, on features computed once
+    # Side of the picture that the network works on, scaled down from 224 inside its graph: 112 costs a quarter.
+    resolution: Literal[112, 224] = 224
+    epochs: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 12
+    batch: Annotated[int, msgspec.Meta(ge=2, le=1024)] = 32  # images a step; batch normalisation needs two
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.003  # highest of the schedule
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)] = 1
+
+
+class _Data(msgspec.Struct, frozen=True):
+    sessions: Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class _Params(msgspec.Struct, frozen=True):
+    train: TrainSettings
+    data: _Data
+
+
+def read_params(path: Path = PARAMS_FILE) -> Tuple[TrainSettings, Path]:
+    """The `train` block of params.yaml, and the folder of the session zips.
+
+    Raises:
+        OperatorError: the file cannot be read, or a key or value is unknown, missing or not allowed.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _YAML_FLOAT, list("-+.0123456789"))
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader)
+    except FileNotFoundError:
+        raise OperatorError(f"{path} is not here; run this in the root of the repository") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
+        raise OperatorError(f"{path} cannot be read: {' '.join(str(problem).split())}") from None
+    try:
+        params = convert(raw, _Params, str(path))
+    except OperatorError as problem:
+        raise OperatorError(_with_choices(str(problem))) from None
+    return params.train, Path(params.data.sessions)
+
+
+def _with_choices(message: str) -> str:
+    """msgspec says that a value is none of the allowed ones; this adds which those are."""
+    found = re.search(r"`train\.(\w+)`: Invalid enum value", message)
+    if not found:
+        return message
+    hint: Any = typing.get_type_hints(TrainSettings)[found.group(1)]
+    return f"{message}; allowed: {', '.join(map(str, hint.__args__))}"
