@@ -78,7 +78,7 @@ class Terminal:
         """
         lines: list[str] = []
         done = -1.0
-        self.console.print(f"  [dim]$ {' '.join(command)}[/]", markup=True, soft_wrap=True)
+        self.console.print(f"  [dim]$ {_shortened(command)}[/]", soft_wrap=True)
         with self.step(name, total) as update, log.open("a", buffering=1) as file:
             with _started(command, folder, environment, guard) as process:
                 assert process.stdout is not None
@@ -92,6 +92,13 @@ class Terminal:
                 tail = "\n".join(f"  {line}" for line in lines[-12:])
                 raise OperatorError(f"`{' '.join(command)}` failed:\n{tail}\n  (all of it: {log})")
         return lines
+
+
+def _shortened(command: Sequence[str], most: int = 5) -> str:
+    """The command as a person would read it: long lists of files are counted."""
+    names = [Path(part).name if part.startswith("/") else part for part in command]
+    left = len(names) - most
+    return " ".join(names) if left < 2 else f"{' '.join(names[:most])} … and {left} more"
 
 
 @contextlib.contextmanager
