@@ -26,7 +26,6 @@ from serving.contracts.releases import Decision
 from serving.preprocess import CLASSES
 from training import metrics
 from training.dataset import Images, Row, load, need_both_classes, read_split
-from training.machine import quiet_threads
 from training.tracking import Run
 
 MODEL_FILE = Path("build/train/model.pt")
@@ -147,9 +146,10 @@ def command() -> None:
       dvc metrics show
       dvc plots show
     """
-    quiet_threads()
+    from training.machine import one_thread_per_operation
     from training.model import restore
 
+    one_thread_per_operation()
     params, sessions = block(EvaluateParams), Path(block(DataParams).sessions)
     parts = read_split(SPLIT_FILE)
     with Run.resume() as tracked:

@@ -32,7 +32,6 @@ from serving.contracts.sessions import LABELS
 from serving.errors import OperatorError, RejectedError
 from serving.settings import convert
 from training.dataset import Row, load, read_split
-from training.machine import quiet_threads
 from training.tracking import Run
 
 MODEL_FILE = Path("build/train/model.pt")
@@ -216,7 +215,6 @@ def command() -> None:
     Example:
       dvc repro export
     """
-    quiet_threads()
     from training.model import restore
 
     params, sessions = block(ExportParams), Path(block(DataParams).sessions)

@@ -97,3 +97,30 @@ def test_about_half_of_the_images_are_mirrored() -> None:
     left, right = varied[:, 10:40, 10:40].mean(dim=(1, 2)), varied[:, 10:40, 70:100].mean(dim=(1, 2))
     assert 16 < int((right > left).sum()) < 48
     assert float(varied[:, 70:100].max()) < 60  # contrast lifts the dark a little
+
+
+def test_two_copies_give_the_gradient_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing depends on the rest of the batch, sharing it changes the last digits alone; then all are alike."""
+    from training import replicas
+
+    torch.manual_seed(1)
+    network = Network("mobilenet_v3_small", 112).double().eval()  # evaluation: no batch statistics, no dropout
+    frames, labels = torch.rand(16, 3, 112, 112, dtype=torch.float64) * 255, torch.arange(16) % 2
+
+    def loss(copy: Network, chosen: torch.Tensor, _: torch.Generator) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(copy.classify(frames[chosen]), labels[chosen])
+
+    found = []
+    for count in (1, 2):
+        monkeypatch.setattr(replicas, "cores", lambda count=count: count)
+        shared = replicas.Replicas(network, 16, seed=1)
+        assert len(shared.networks) == count
+        value = shared.gradient(torch.arange(16), loss)
+        found.append((value, [parameter.grad.clone() for parameter in network.parameters()]))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-9)
+    for one, two in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(one, two, atol=1e-12, rtol=1e-6)
+    with torch.no_grad():
+        next(network.parameters()).add_(1.0)
+    shared.spread()
+    assert torch.equal(next(shared.networks[1].parameters()), next(network.parameters()))

@@ -6,6 +6,7 @@ are in train.py.
 
 import copy
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, Iterator, List, NamedTuple
 
 import numpy as np
@@ -16,11 +17,13 @@ from torch.nn import functional
 from serving.errors import RejectedError
 from training import augment, metrics
 from training.dataset import Images
+from training.machine import cores, one_thread_per_operation
 from training.model import Network, last_layer, replace_layer
 from training.progress import track
+from training.replicas import Replicas
 from training.settings import TrainSettings
 
-INFERENCE_BATCH = 64
+INFERENCE_BATCH = 16
 WEIGHT_DECAY = 0.02
 LABEL_SMOOTHING = 0.05  # labels at the edge of the safety distance are doubtful; and it keeps the logits moderate
 WARM_UP = 0.25  # share of the steps in which the learning rate rises
@@ -62,6 +65,7 @@ def fit(
     Raises:
         RejectedError: the loss stopped being a number.
     """
+    one_thread_per_operation()
     way = _fit_head if settings.finetune == "head" else _fit_all
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     fitted = way(network.to(device), settings, training, validation, on_epoch)
@@ -75,19 +79,25 @@ def _fit_all(
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = BATCH_NORM_MOMENTUM
-    device = network.scale.device
-    generator = torch.Generator().manual_seed(settings.seed)
     pixels, labels = torch.from_numpy(training.pixels), torch.from_numpy(training.labels)
+    device = network.scale.device
     weights = class_weights(training.labels).to(device)
+
+    def loss(replica: Network, chosen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        images = augment.batch_of(pixels[chosen], network.resolution, generator).to(device)
+        return _loss(replica.classify(images), labels[chosen].to(device), weights)
+
+    replicas = Replicas(network, settings.batch, settings.seed)
     steps = _Steps(network.backbone, settings, len(labels))
+    generator = torch.Generator().manual_seed(settings.seed)
     keeper = _BestKeeper(network)
     for epoch in range(1, settings.epochs + 1):
-        network.train()
+        replicas.train()
         losses = []
         for chosen in track(list(_batches(len(labels), settings.batch, generator)), f"epoch {epoch}"):
-            images = augment.batch_of(pixels[chosen], network.resolution, generator).to(device)
-            logits = network.classify(images)
-            losses.append(steps.take(_loss(logits, labels[chosen].to(device), weights), epoch))
+            losses.append(replicas.gradient(chosen, loss))
+            steps.take(losses[-1], epoch)
+            replicas.spread()
         keeper.judge(epoch, losses, infer(network, validation.pixels), validation.labels, on_epoch)
     return keeper.fitted()
 
@@ -110,10 +120,13 @@ def _fit_head(
     generator = torch.Generator().manual_seed(settings.seed)
     keeper = _BestKeeper(network)
     for epoch in range(1, settings.epochs + 1):
-        losses = [
-            steps.take(_loss(head(features[chosen]), labels[chosen], weights), epoch)
-            for chosen in _batches(len(labels), settings.batch, generator)
-        ]
+        losses = []
+        for chosen in _batches(len(labels), settings.batch, generator):
+            head.zero_grad()
+            value = _loss(head(features[chosen]), labels[chosen], weights)
+            value.backward()  # type: ignore[no-untyped-call]
+            losses.append(float(value.detach()))
+            steps.take(losses[-1], epoch)
         with torch.no_grad():
             logits = head(unseen).numpy()
         keeper.judge(epoch, losses, logits, validation.labels, on_epoch)
@@ -133,12 +146,16 @@ def infer(network: Network, pixels: np.ndarray, what: str = "inference") -> np.n
     """
     network.eval()
     device = network.scale.device
-    found = []
-    with torch.no_grad():
-        for start in track(range(0, len(pixels), INFERENCE_BATCH), what):
-            frames = torch.from_numpy(pixels[start : start + INFERENCE_BATCH]).to(device, torch.float32)
-            found.append(network(frames).cpu().numpy())
-    return np.concatenate(found)
+
+    def answers(start: int) -> np.ndarray:
+        frames = torch.from_numpy(pixels[start : start + INFERENCE_BATCH]).to(device, torch.float32)
+        with torch.no_grad():  # holds for this thread alone
+            found: np.ndarray = network(frames).cpu().numpy()
+        return found
+
+    starts = range(0, len(pixels), INFERENCE_BATCH)
+    with ThreadPoolExecutor(cores() if device.type == "cpu" else 1) as pool:
+        return np.concatenate(list(track(pool.map(answers, starts), what, total=len(starts))))
 
 
 def class_weights(labels: np.ndarray) -> torch.Tensor:
@@ -177,18 +194,15 @@ class _Steps:
         self._optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, lambda step: learning_rate_at(step, total))
 
-    def take(self, loss: torch.Tensor, epoch: int) -> float:
-        value = float(loss.detach())
-        if not math.isfinite(value):
+    def take(self, loss: float, epoch: int) -> None:
+        """Moves the parameters along the gradient that the loss left in them."""
+        if not math.isfinite(loss):
             raise RejectedError(
-                f"the loss became {value} in epoch {epoch} at train.learning_rate {self._learning_rate}; "
+                f"the loss became {loss} in epoch {epoch} at train.learning_rate {self._learning_rate}; "
                 "lower it. No model was written"
             )
-        self._optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
         self._optimiser.step()
         self._schedule.step()
-        return value
 
 
 class _BestKeeper:

@@ -1,23 +1,27 @@
-"""How torch uses this machine: threads that wait quietly, and the same numbers every time."""
+"""How torch uses this machine: cores that seldom wait for each other, and the same numbers every time."""
 
 import os
 import random
 
 
-def quiet_threads() -> None:
-    """Call before torch is imported, where libgomp reads it: threads sleep while they wait instead of spinning.
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    Spinning makes training several times slower (three times, measured on two cores) once anything else runs on the
-    machine, such as the rest of the loop. A variable that is already set wins.
+
+def one_thread_per_operation() -> None:
+    """Cores share a batch image by image (replicas.py, `fit.infer`), and not each operation in it.
+
+    Splitting every operation, as torch does by default, is as fast on an idle machine, and up to three times slower
+    once anything else runs on it, such as the rest of the loop: the threads wait for each other at every operation.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def seed_everything(seed: int) -> None:
-    """The same seed gives the same network on the same machine.
-
-    Threads change the order of sums, hence the last digits: their number is logged. Set OMP_NUM_THREADS to fix it.
-    """
+    """The same seed gives the same network on the same machine (on another number of cores: another, as good)."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA asks of who wants the same numbers
     import numpy as np
     import torch

@@ -27,7 +27,7 @@ from serving.contracts.sessions import LABELS
 from serving.errors import OperatorError
 from training import lineage
 from training.dataset import Row, load, need_both_classes, read_split
-from training.machine import quiet_threads, seed_everything
+from training.machine import cores, seed_everything
 from training.settings import TrainSettings, read_params
 from training.tracking import Run
 
@@ -60,7 +60,6 @@ def command() -> None:
     parts = read_split(SPLIT_FILE)
     need_both_classes(parts["train"], "train", at_least=4)
     need_both_classes(parts["validation"], "validation", at_least=1)
-    quiet_threads()
     seed_everything(settings.seed)
     train(settings, sessions, parts)
 
@@ -72,8 +71,6 @@ def train(settings: TrainSettings, sessions: Path, parts: Dict[str, List[Row]]) 
         OperatorError: the weights, the sessions or MLflow cannot be had.
         RejectedError: an image is broken, or the loss stopped being a number.
     """
-    import torch
-
     from training import fit, model
 
     network = model.Network(settings.backbone, settings.resolution)
@@ -84,7 +81,7 @@ def train(settings: TrainSettings, sessions: Path, parts: Dict[str, List[Row]]) 
         training = load(parts["train"], sessions, "reading training images")
         validation = load(parts["validation"], sessions, "reading validation images")
         _log_inputs(tracked, settings, sessions, parts, hashes)
-        tracked.params({"weights_filled": len(filled), "threads": torch.get_num_threads(), "machine": platform.node()})
+        tracked.params({"weights_filled": len(filled), "cores": cores(), "machine": platform.node()})
 
         def on_epoch(line: fit.Epoch) -> None:
             click.echo(
