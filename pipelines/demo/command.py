@@ -24,8 +24,8 @@ ROBOT_SEED = 7  # of the room it drives in; the images are from other rooms
 @click.option("--weights", type=click.Path(path_type=Path), help="Pretrained weights (.pth) of a known backbone.")
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("build/demo"), show_default=True)
 @click.option("--images", default=24, show_default=True, help="Images of each simulated session, one room each.")
-@click.option("--sessions", default=20, show_default=True, help="Simulated sessions in the first round.")
-@click.option("--drive-s", default=15.0, show_default=True, help="Seconds of driving in each round.")
+@click.option("--sessions", default=16, show_default=True, help="Simulated sessions in the first round.")
+@click.option("--drive-s", default=10.0, show_default=True, help="Seconds of driving in each round.")
 @click.option("--epochs", type=int, help="Epochs of training [default: as in params.yaml].")
 @click.option("--keep", is_flag=True, help="Leave everything running at the end, until Ctrl-C.")
 def command(
