@@ -85,4 +85,5 @@ def test_the_robot_installs_alone(tmp_path: Path) -> None:
     robot = python.parent / "jetloop-robot"
     shown = subprocess.run([robot, "example-config"], cwd=tmp_path, capture_output=True, text=True, check=True)
     (tmp_path / "robot.toml").write_text(shown.stdout)
+    (tmp_path / "root.json").write_text("{}")  # is there, as the example says; read when the daemon starts
     subprocess.run([robot, "check-config", "--config", tmp_path / "robot.toml"], cwd=tmp_path, check=True)
