@@ -32,6 +32,8 @@ from tests.test_robot_parts import (
     make_candidate,
 )
 
+pytestmark = pytest.mark.alone  # measures time
+
 SLACK_S = 0.05
 
 

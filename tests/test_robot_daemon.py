@@ -24,6 +24,8 @@ from tests.conftest import ROOT, Address, end, free_port, start, wait_for
 from tests.test_link_parts import Listener, Server
 from tests.test_robot_parts import BRIGHT, TARGET, Moved, ScriptedBody, channel_of, make_candidate
 
+pytestmark = pytest.mark.alone  # measures time
+
 START_S = 30.0  # of a process, on a busy machine
 
 

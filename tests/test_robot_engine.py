@@ -21,6 +21,8 @@ from serving.errors import OperatorError, RejectedError
 from tests.conftest import ROOT, wait_for
 from tests.test_robot_parts import BLACK, BRIGHT, DARK, frame_of, logits_for, make_candidate, write_network
 
+pytestmark = pytest.mark.alone  # measures time
+
 SETTINGS = EngineSettings()
 
 

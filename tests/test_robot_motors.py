@@ -11,6 +11,8 @@ from serving.motors import DeadMan
 from tests.conftest import wait_for
 from tests.test_robot_parts import MAX_AGE_S, ScriptedBody
 
+pytestmark = pytest.mark.alone  # measures time
+
 SLACK_S = 0.05  # of a busy machine's clocks and threads
 
 

@@ -12,6 +12,8 @@ from serving.hardware.base import load
 from simulator.hardware import SimulatedJetbot
 from simulator.room import Pose
 
+pytestmark = pytest.mark.alone  # measures time
+
 
 @pytest.fixture
 def robot() -> Iterator[SimulatedJetbot]:
