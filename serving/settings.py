@@ -5,6 +5,7 @@ Python 3.8 syntax: training/ uses it too.
 """
 
 import re
+import typing
 from typing import Any, Type, TypeVar
 
 import msgspec
@@ -50,24 +51,27 @@ def _explain(message: str, into: Any) -> str:
 
 
 def _choices_at(into: Any, path: str) -> "list[str]":
-    """What the `Literal` at `path` (dotted) allows."""
+    """What the `Literal` at `path` (dotted) allows, in the order it is declared."""
     parent, _, name = path.rpartition(".")
-    for field in _fields_at(into, parent):
-        if field.encode_name == name:
-            return [str(choice) for choice in getattr(field.type, "values", ())]
-    return []
+    struct = _struct_at(into, parent)
+    hint = typing.get_type_hints(struct.cls).get(name) if hasattr(struct, "cls") else None
+    return [str(choice) for choice in getattr(hint, "__args__", ())]
 
 
 def _fields_at(into: Any, path: str) -> "list[Any]":
     """The fields of the struct that `path` (dotted) leads to; none if it leads to no struct."""
-    node = msgspec.inspect.type_info(into)
+    return list(getattr(_struct_at(into, path), "fields", ()))
+
+
+def _struct_at(into: Any, path: str) -> Any:
+    """What `path` (dotted) leads to; None if a part of it names no field."""
+    node = _only_struct(msgspec.inspect.type_info(into))
     for part in filter(None, path.split(".")):
-        node = _only_struct(node)
         field = next((f for f in getattr(node, "fields", ()) if f.encode_name == part.split("[")[0]), None)
         if field is None:
-            return []
-        node = field.type
-    return list(getattr(_only_struct(node), "fields", ()))
+            return None
+        node = _only_struct(field.type)
+    return node
 
 
 def _only_struct(node: Any) -> Any:

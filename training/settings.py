@@ -4,9 +4,8 @@ The other blocks belong to pipelines/params.py, which the training board does no
 """
 
 import re
-import typing
 from pathlib import Path
-from typing import Any, Tuple
+from typing import Tuple
 
 import msgspec
 from typing_extensions import Annotated, Literal
@@ -61,17 +60,5 @@ def read_params(path: Path = PARAMS_FILE) -> Tuple[TrainSettings, Path]:
         raise OperatorError(f"{path} is not here; run this in the root of the repository") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
         raise OperatorError(f"{path} cannot be read: {' '.join(str(problem).split())}") from None
-    try:
-        params = convert(raw, _Params, str(path))
-    except OperatorError as problem:
-        raise OperatorError(_with_choices(str(problem))) from None
+    params = convert(raw, _Params, str(path))
     return params.train, Path(params.data.sessions)
-
-
-def _with_choices(message: str) -> str:
-    """msgspec says that a value is none of the allowed ones; this adds which those are."""
-    found = re.search(r"`train\.(\w+)`: Invalid enum value", message)
-    if not found:
-        return message
-    hint: Any = typing.get_type_hints(TrainSettings)[found.group(1)]
-    return f"{message}; allowed: {', '.join(map(str, hint.__args__))}"
