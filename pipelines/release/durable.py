@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from serving.errors import OperatorError
+from serving.files import sync_folder
 
 
 def write(path: Path, content: bytes, mode: int = 0o644) -> None:
@@ -29,7 +30,7 @@ def write(path: Path, content: bytes, mode: int = 0o644) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -64,12 +65,4 @@ def _make_folder(folder: Path) -> None:
     if not folder.is_dir():
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)  # or a power cut may take the new folder with all that is in it
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_folder(folder.parent)  # or a power cut may take the new folder with all that is in it
