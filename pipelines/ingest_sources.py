@@ -80,7 +80,8 @@ class ZipSource:
             raise RejectedError(f"{path} is not a readable zip ({problem}); zip the folder again") from None
         except (OSError, ValueError) as problem:
             raise OperatorError(f"{path} cannot be read: {problem}") from None
-        infos = [info for info in self._zip.infolist() if not info.is_dir()]
+        # Not is_dir(): it fails on a damaged entry that has no name.
+        infos = [info for info in self._zip.infolist() if not info.filename.endswith("/")]
         if len(infos) > MAX_FILES:
             self._zip.close()
             raise RejectedError(f"{path} holds {len(infos)} files, more than {MAX_FILES}; hand it in as several zips")

@@ -15,6 +15,7 @@ import msgspec
 
 from serving.contracts.sessions import LABELS, SESSION_FILE, Session
 from serving.errors import OperatorError, RejectedError
+from serving.files import sync_folder
 from serving.settings import convert
 
 MAX_IMAGE_BYTES = 20 * 1024 * 1024  # a 224x224 JPEG has about 15 kB
@@ -99,7 +100,7 @@ class SessionZip:
     def _list_images(self) -> Iterator[ImageEntry]:
         seen: set[str] = set()
         for info in self._zip.infolist():
-            if info.is_dir() or info.filename == SESSION_FILE:
+            if info.filename.endswith("/") or info.filename == SESSION_FILE:  # is_dir() fails on an empty name
                 continue
             folder, _, name = info.filename.partition("/")
             if folder not in LABELS or "/" in name or not name.endswith(".jpg"):
@@ -172,7 +173,7 @@ def write_session(path: Path, session: Session, images: Iterable[tuple[str, byte
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as problem:
         raise OperatorError(f"{path} cannot be written: {problem.strerror or problem}") from None
     finally:
@@ -185,11 +186,3 @@ def _store(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     info.create_system = 3  # Unix, whatever this machine is
     info.external_attr = 0o100644 << 16
     archive.writestr(info, data)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
