@@ -92,6 +92,19 @@ def test_a_zip_with_bytes_changed_or_cut(data: st.DataObject) -> None:
         check(folder / "any.zip", folder)
 
 
+def test_an_entry_without_a_name() -> None:
+    """A damaged directory may hold one; the others are taken all the same."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with zipfile.ZipFile(folder / "any.zip", "w") as archive:
+            archive.writestr("blocked/1.jpg", picture(1))
+            archive.writestr("free/2.jpg", picture(2))
+            entry = zipfile.ZipInfo("x")
+            entry.filename = ""
+            archive.writestr(entry, b"lost")
+        check(folder / "any.zip", folder)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=600))
 def test_any_bytes_as_session_json_or_as_the_zip(data: bytes) -> None:
