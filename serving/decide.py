@@ -6,11 +6,11 @@ leaving `blocked` asks for more than entering it, a turn keeps its direction unt
 keeps turning backs off a little and turns the other way.
 """
 
-import dataclasses
 import enum
 import math
 from typing import Optional, Sequence, Union
 
+import msgspec
 import numpy as np
 
 from serving.config import ControlSettings
@@ -26,8 +26,7 @@ class Motion(enum.Enum):
     BACK = "back"
 
 
-@dataclasses.dataclass(frozen=True)
-class Action:
+class Action(msgspec.Struct, frozen=True, gc=False):
     """What to do now.
 
     Attributes:
@@ -43,8 +42,7 @@ class Action:
     p_smoothed: float
 
 
-@dataclasses.dataclass(frozen=True)
-class DriveState:
+class DriveState(msgspec.Struct, frozen=True, gc=False):
     """What a decision remembers of the ones before. Times are those of the frames, in seconds.
 
     Attributes:
@@ -62,7 +60,7 @@ class DriveState:
 
     def for_new_engine(self) -> "DriveState":
         """The same drive with another network's probabilities, which are not to be mixed with the last one's."""
-        return dataclasses.replace(self, p_smoothed=None)
+        return msgspec.structs.replace(self, p_smoothed=None)
 
 
 def p_blocked(logits: Logits, temperature: float) -> float:
@@ -99,13 +97,13 @@ def decide(
     # Entering at the passport's threshold is what was evaluated; only leaving asks for more.
     leave_below = max(decision.blocked_threshold - control.hysteresis, decision.blocked_threshold / 2)
     blocked = smoothed >= (leave_below if state.blocked else decision.blocked_threshold)
-    motion, state = _move(blocked, now_s, dataclasses.replace(state, p_smoothed=smoothed), control)
+    motion, state = _move(blocked, now_s, msgspec.structs.replace(state, p_smoothed=smoothed), control)
     left, right = _speeds(motion, control)
     return Action(motion, left, right, p, smoothed), state
 
 
 def _move(blocked: bool, now_s: float, state: DriveState, control: ControlSettings) -> "tuple[Motion, DriveState]":
-    replace = dataclasses.replace
+    replace = msgspec.structs.replace
     if state.back_until_s is not None:
         if now_s < state.back_until_s:
             return Motion.BACK, replace(state, blocked=blocked)

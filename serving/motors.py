@@ -1,6 +1,7 @@
 """The dead man's handle: the only way to the motors. No fresh decision in time, and they stop.
 
 It watches with a thread of its own, so that nothing the rest of the daemon does, or fails to do, keeps a robot moving.
+For when the daemon itself is gone there is the motor guard (motor_guard.py), a process of its own.
 """
 
 import logging
@@ -8,7 +9,7 @@ import threading
 import time
 
 from serving.errors import OperatorError
-from serving.hardware.base import Hardware
+from serving.hardware.base import Motors
 
 log = logging.getLogger("motors")
 
@@ -24,11 +25,11 @@ class DeadMan:
         reason: why the motors were stopped last; empty before.
     """
 
-    def __init__(self, hardware: Hardware, max_age_s: float) -> None:
+    def __init__(self, hardware: Motors, max_age_s: float) -> None:
         """Tells the motors to stop, for who knows what ran before, and starts the watching thread.
 
         Args:
-            hardware: the body.
+            hardware: the motor guard, or a body whose motors live in this process.
             max_age_s: a decision older than this moves nothing.
 
         Raises:

@@ -7,19 +7,20 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any, Iterator, List
+from typing import Any, Callable, Iterator, List
 
 import msgspec
 import pytest
 
 from serving.config import ControlSettings, EngineSettings
 from serving.control import Control
+from serving.engine import client
 from serving.engine.supervisor import Supervisor
 from serving.errors import RejectedError
 from serving.motors import DeadMan
 from serving.recorder import Recorder
 from serving.slots import Candidate
-from tests.conftest import wait_for
+from tests.conftest import ROOT, wait_for
 from tests.test_robot_parts import (
     BLACK,
     BRIGHT,
@@ -40,12 +41,14 @@ SLACK_S = 0.05
 class Robot:
     """All of a robot but its network and disk."""
 
-    def __init__(self, folder: Path, **engine: Any) -> None:
+    def __init__(
+        self, folder: Path, on_failing: Callable[[Candidate, str], None] = lambda *_: None, **engine: Any
+    ) -> None:
         self.body = ScriptedBody()
         self.heard = Heard()
         self.path = folder / "decisions.csv"
         self.recorder = Recorder(self.path, 10_000_000)
-        self.supervisor = Supervisor(EngineSettings(target=TARGET, **engine), self.heard)
+        self.supervisor = Supervisor(EngineSettings(target=TARGET, **engine), self.heard, on_failing)
         self.motors = DeadMan(self.body, MAX_AGE_S)
         self.control = Control(
             self.body, ControlSettings(smoothing=0.0), 0.15, self.supervisor, self.motors, self.recorder, self.heard
@@ -142,6 +145,78 @@ def test_nan_in_the_middle_of_a_drive_stops_and_restarts(robot: Robot, tmp_path:
     assert robot.heard.of("engine.failed")[0]["cause"] == "bad-output"
     robot.body.brightness = BRIGHT
     wait_for(lambda: robot.mode() == "driving", what="driving again")
+
+
+BACKEND = ROOT / "tests" / "simulators" / "misbehaving_backend.py"
+
+
+def misbehaving(folder: Path, wrong: str, version: str = "1") -> Candidate:
+    """A release for tests/simulators/misbehaving_backend.py, which does this wrong at a black frame."""
+    made = make_candidate(folder, version)
+    made.engine.write_text(wrong)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("wrong", "cause"),
+    [("hang", "hung"), ("exit", "crashed"), ("nan", "bad-output"), ("shape", "bad-output")],
+)
+def test_an_engine_that_goes_wrong_stops_the_motors_in_time_and_comes_back(
+    robot: Robot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, cause: str
+) -> None:
+    """In the middle of a drive: zero within 200 ms, an event with the cause, and it drives on when started again."""
+    monkeypatch.setattr(client, "backend_file", lambda target: BACKEND)
+    robot.supervisor.activate(misbehaving(tmp_path / "wrong", wrong))
+    wait_for(lambda: robot.body.moving, what="driving")
+    wrong_s = time.monotonic()
+    robot.body.brightness = BLACK
+    wait_for(lambda: robot.heard.of("engine.failed"), what="the event")
+    robot.body.brightness = BRIGHT
+    stops = [move.at_s for move in robot.body.moves if move.at_s >= wrong_s and move[1:] == (0.0, 0.0)]
+    assert stops[0] - wrong_s <= MAX_AGE_S + SLACK_S
+    assert robot.heard.of("engine.failed")[0]["cause"] == cause
+    wait_for(lambda: robot.mode() == "driving", what="driving again")
+
+
+def test_an_engine_that_grows_is_ended_and_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is looked at about once a second; the event names the limit."""
+    monkeypatch.setattr(client, "backend_file", lambda target: BACKEND)
+    robot = Robot(tmp_path, max_memory_mb=250.0)
+    try:
+        robot.supervisor.activate(misbehaving(tmp_path / "grows", "grow"))
+        robot.body.brightness = BLACK
+        wait_for(lambda: robot.heard.of("engine.failed"), what="the event")
+        robot.body.brightness = BRIGHT
+        (failed,) = robot.heard.of("engine.failed")
+        assert failed["cause"] == "memory"
+        assert "engine.max_memory_mb allows 250" in failed["detail"]
+        wait_for(lambda: robot.mode() == "driving", what="driving again")
+    finally:
+        robot.close()
+
+
+def test_an_engine_that_keeps_failing_is_given_up_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After so many failures in a row the owner is told, once, with the cause, and may put another in its place."""
+    monkeypatch.setattr(client, "backend_file", lambda target: BACKEND)
+    good, bad = misbehaving(tmp_path / "good", "nothing"), misbehaving(tmp_path / "bad", "exit", "2")
+    told: List[str] = []
+
+    def go_back(candidate: Candidate, cause: str) -> None:
+        told.append(cause)
+        assert candidate is bad
+        robot.supervisor.activate(good)
+
+    robot = Robot(tmp_path, on_failing=go_back, max_failures=3)
+    try:
+        robot.supervisor.activate(bad)
+        wait_for(lambda: robot.body.moving, what="driving")
+        robot.body.brightness = BLACK
+        wait_for(lambda: robot.mode() == "driving" and robot.supervisor.wanted is good, what="driving with the other")
+        assert len(told) == 1
+        assert "crashed" in told[0]
+        assert robot.heard.engine[0] == good.passport.release_id
+    finally:
+        robot.close()
 
 
 @pytest.mark.parametrize("camera", ["silent", "late", "gone"])

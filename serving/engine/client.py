@@ -27,16 +27,17 @@ from serving.errors import JetloopError, OperatorError
 
 log = logging.getLogger("engine")
 
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _END_TIMEOUT_S = 1.0  # an idle worker leaves in milliseconds
 # Ours are not JetPack's: they would lead its interpreter to our packages.
-_NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "__PYVENV_LAUNCHER__")
+NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "__PYVENV_LAUNCHER__")
 
 
 class EngineFailed(JetloopError):
     """The engine gave no usable answer; it has been ended.
 
     Attributes:
-        cause: `hung`, `crashed`, `not-loaded` or `bad-output`.
+        cause: `hung`, `crashed`, `not-loaded`, `bad-output` or `memory`.
     """
 
     def __init__(self, cause: str, detail: str) -> None:
@@ -49,6 +50,7 @@ _SAID = {
     "crashed": "crashed",
     "not-loaded": "cannot be loaded",
     "bad-output": "gave a useless answer",
+    "memory": "grew too large",
 }
 
 
@@ -74,6 +76,7 @@ class Engine:
         """
         self.run_ms = math.nan
         self._number = 0
+        self._condemned = ""  # why it was ended from outside, before an inference found that out
         self._reply = bytearray(worker.MAX_REPLY_BYTES)
         self._channel, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with far_end, tempfile.TemporaryFile(dir=_memory_folder()) as shared:
@@ -91,17 +94,18 @@ class Engine:
         _, _, self.runtime = self._receive(0, worker.READY, settings.start_timeout_s)
 
     def infer(self, pixels: np.ndarray, timeout_s: float) -> np.ndarray:
-        """One inference.
+        """One inference: begin() and result()."""
+        self.begin(pixels)
+        return self.result(timeout_s)
+
+    def begin(self, pixels: np.ndarray) -> None:
+        """Hands a frame to the worker, whose process computes while this one does something else.
 
         Args:
             pixels: (224, 224, 3) uint8, RGB.
-            timeout_s: a worker that takes longer is hung, and ended.
-
-        Returns:
-            (2,) float32 logits, blocked first, finite.
 
         Raises:
-            EngineFailed: no answer, or none that is finite. The worker has been ended.
+            EngineFailed: the worker is gone.
             ValueError: `pixels` is no frame.
         """
         if pixels.shape != preprocess.FRAME_SHAPE or pixels.dtype != np.uint8:
@@ -111,7 +115,20 @@ class Engine:
         try:
             self._channel.send(worker.REQUEST.pack(self._number))
         except OSError:
-            self._fail("crashed", self._exit_text())
+            self._fail_ended()
+
+    def result(self, timeout_s: float) -> np.ndarray:
+        """Waits for what begin() began.
+
+        Args:
+            timeout_s: a worker that takes longer is hung, and ended.
+
+        Returns:
+            (2,) float32 logits, blocked first, finite.
+
+        Raises:
+            EngineFailed: no answer, or none that is finite. The worker has been ended.
+        """
         blocked, free, _ = self._receive(self._number, worker.OK, timeout_s)
         if not (math.isfinite(blocked) and math.isfinite(free)):
             self._fail("bad-output", f"logits {blocked} and {free}")
@@ -132,6 +149,21 @@ class Engine:
         with contextlib.suppress(subprocess.TimeoutExpired):  # a process stuck in the kernel ends when it can
             self._process.wait(_END_TIMEOUT_S)
 
+    def memory_mb(self) -> float:
+        """What the worker holds in memory now; 0 when it has ended. Any thread may ask."""
+        try:
+            with open(f"/proc/{self.pid}/statm", "rb") as statm:
+                return int(statm.read().split()[1]) * _PAGE_BYTES / 1e6
+        except (OSError, IndexError):
+            return 0.0
+
+    def end_if_over(self, limit_mb: float) -> None:
+        """Ends a worker that holds more memory; the inference under way, or the next one, says why. Any thread."""
+        held_mb = self.memory_mb()
+        if held_mb > limit_mb and not self._condemned:
+            self._condemned = f"its worker holds {held_mb:.0f} MB, engine.max_memory_mb allows {limit_mb:g}"
+            self._process.kill()
+
     def _receive(self, number: int, status: int, timeout_s: float) -> "tuple[float, float, str]":
         """Waits for the answer to a request: the two logits and the text that came with them."""
         self._channel.settimeout(timeout_s)
@@ -140,14 +172,16 @@ class Engine:
         except TimeoutError:
             self._fail("hung", f"no answer in {timeout_s * 1e3:.0f} ms")
         except OSError:
-            self._fail("crashed", self._exit_text())
+            self._fail_ended()
         if size < worker.REPLY.size:
-            self._fail("crashed", self._exit_text())
+            self._fail_ended()
         got_number, got_status, blocked, free, self.run_ms = worker.REPLY.unpack_from(self._reply)
         text = self._reply[worker.REPLY.size : size].decode("utf-8", "replace") if size > worker.REPLY.size else ""
         if got_status == worker.NO_RUNTIME:
             self.kill()
             raise OperatorError(f"engine.python is `{self._python}`, which cannot run this target: {text}")
+        if got_status == worker.BAD_OUTPUT:
+            self._fail("bad-output", text)
         if got_status == worker.FAILED:
             self._fail("not-loaded" if status == worker.READY else "crashed", text)
         if (got_number, got_status) != (number, status):
@@ -157,6 +191,11 @@ class Engine:
     def _fail(self, cause: str, detail: str) -> NoReturn:
         self.kill()
         raise EngineFailed(cause, detail)
+
+    def _fail_ended(self) -> NoReturn:
+        if self._condemned:
+            self._fail("memory", self._condemned)
+        self._fail("crashed", self._exit_text())
 
     def _exit_text(self) -> str:
         """How the worker ended, in words."""
@@ -176,7 +215,7 @@ def _start(engine_file: Path, settings: EngineSettings, channel_fd: int, frame_f
             [python, worker.__file__, *arguments, str(channel_fd), str(frame_fd)],
             stdin=subprocess.DEVNULL,
             pass_fds=(channel_fd, frame_fd),
-            env={name: value for name, value in os.environ.items() if name not in _NOT_INHERITED},
+            env={name: value for name, value in os.environ.items() if name not in NOT_INHERITED},
         )
     except OSError as problem:
         raise OperatorError(f"engine.python is `{python}`, which cannot be started: {problem.strerror}") from None

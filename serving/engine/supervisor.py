@@ -4,30 +4,30 @@ Three threads meet here. The control thread asks with `take()` before each frame
 `decided()` and `failed()`; none of the three waits. The updater's thread waits in `activate()` until the new engine
 drives. A thread of this class starts the engine at boot, and again when it failed.
 
-What is signed and what belongs on the disk is not decided here (updater.py, slots.py).
+How an engine is started and checked is in loading.py. What is signed and what belongs on the disk is not decided here
+(updater.py, slots.py).
 """
 
 import logging
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional, Protocol
+from typing import Any, Callable, Dict, Optional, Protocol
 
-from serving import preprocess
 from serving.config import EngineSettings
-from serving.contracts.releases import Passport
-from serving.engine.check import Checked, check
-from serving.engine.client import Engine, EngineFailed
+from serving.engine.client import EngineFailed
+from serving.engine.loading import Loaded as Loaded
+from serving.engine.loading import load
 from serving.errors import JetloopError, OperatorError, RejectedError
 from serving.slots import Candidate
 
 log = logging.getLogger("engine")
 
-_LOAD_ATTEMPTS = 2  # a worker may be killed for want of memory, or a busy machine be slow, once
 _TAKE_TIMEOUT_S = 5.0  # the control thread asks several times a second
 _FIRST_DECISION_TIMEOUT_S = 5.0  # a camera that is gone must not hold up the update for ever
 _BACKOFF_MIN_S, _BACKOFF_MAX_S = 0.5, 30.0
 _HEALTHY_AFTER_S = 30.0  # an engine that held this long starts again at once when it fails
+_MEMORY_EVERY_S = 1.0  # the worker's memory is looked at this often
 
 
 class Tells(Protocol):
@@ -36,19 +36,6 @@ class Tells(Protocol):
     def emit(self, event_type: str, data: Optional[Dict[str, Any]] = None, captured_at: Any = None) -> None: ...
 
     def engine_is(self, release_id: str, engine_sha256: str) -> None: ...
-
-
-@dataclass(frozen=True, eq=False)
-class Loaded:
-    """An engine that passed its check and is fit to drive."""
-
-    engine: Engine
-    candidate: Candidate
-    checked: Checked
-
-    @property
-    def passport(self) -> Passport:
-        return self.candidate.passport
 
 
 @dataclass(eq=False)
@@ -63,12 +50,32 @@ class _Handover:
     settled: threading.Event = field(default_factory=threading.Event)  # decided, or failed
 
 
-class Supervisor:
-    """Owns the engine that drives. See the module's docstring for which thread calls what."""
+def _never_going_back(candidate: Candidate, cause: str) -> None:
+    """Nothing to go back to: the same engine is tried on."""
 
-    def __init__(self, settings: EngineSettings, reporter: Tells) -> None:
+
+class Supervisor:
+    """Owns the engine that drives. See the module's docstring for which thread calls what.
+
+    Args:
+        settings: the table `[engine]` of robot.toml.
+        reporter: told what happens.
+        on_failing: called with the release that drives and the last cause, each time its engine failed
+            `settings.max_failures` times in a row. It runs on this class's thread with nothing locked, may `activate()`
+            another release, and is waited for before the engine that failed is tried again.
+    """
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        reporter: Tells,
+        on_failing: Callable[[Candidate, str], None] = _never_going_back,
+    ) -> None:
         self._settings = settings
         self._reporter = reporter
+        self._on_failing = on_failing
+        self._failures = 0  # in a row, of the engine that is wanted
+        self._cause = ""  # of the last one
         self._lock = threading.Lock()  # of the fields below; held for moments only
         self._running: Optional[Loaded] = None
         self._incoming: Optional[_Handover] = None  # ready, not yet taken
@@ -138,7 +145,10 @@ class Supervisor:
                 self._tell_engine(handover.previous.candidate if handover.previous else self._wanted)
                 handover.settled.set()
                 return
+            if time.monotonic() - self._started_s > _HEALTHY_AFTER_S:
+                self._failures = 0
             self._running, self._trouble = None, str(problem)
+            self._failures, self._cause = self._failures + 1, str(problem)
         self._reporter.emit("engine.failed", {"cause": problem.cause, "detail": str(problem)})
         log.error("%s; motors stand still until it runs again", problem)
         self._needed.set()
@@ -151,8 +161,11 @@ class Supervisor:
             self._wanted = candidate
         self._needed.set()
 
-    def activate(self, candidate: Candidate) -> None:
+    def activate(self, candidate: Candidate, cause: str = "release") -> None:
         """Brings a new engine up beside the running one, checks it, and returns when it drives.
+
+        Args:
+            cause: for the event: `release`, or `going-back`.
 
         Raises:
             RejectedError: it is not fit; what ran before still does.
@@ -162,8 +175,8 @@ class Supervisor:
             previous = self._wanted
             handover = self._drive_with(candidate)
             with self._lock:
-                self._wanted, self._trouble = candidate, ""
-        self._tell_activated(handover, previous.passport.release_id if previous else "", "release")
+                self._wanted, self._trouble, self._failures = candidate, "", 0
+        self._tell_activated(handover, previous.passport.release_id if previous else "", cause)
 
     def close(self) -> None:
         """Ends all workers. The control thread has ended before."""
@@ -183,47 +196,6 @@ class Supervisor:
 
     # Bringing an engine up.
 
-    def _load(self, candidate: Candidate) -> Loaded:
-        """Starts, warms and checks an engine.
-
-        Raises:
-            RejectedError: it is not fit.
-            OperatorError: this robot cannot run such engines now.
-        """
-        passport = candidate.passport
-        if passport.target != self._settings.target:
-            raise RejectedError(f"the engine is for {passport.target}, this robot is {self._settings.target}")
-        if passport.preprocessing != preprocess.PREPROCESSING:
-            raise RejectedError(
-                f"the engine is for preprocessing {passport.preprocessing}, this robot has {preprocess.PREPROCESSING}"
-            )
-        for attempt in range(1, _LOAD_ATTEMPTS + 1):
-            if self._closing.is_set():
-                break
-            try:
-                return self._load_once(candidate)
-            except EngineFailed as problem:
-                if attempt == _LOAD_ATTEMPTS:
-                    raise RejectedError(str(problem)) from None
-                log.warning("%s: %s; trying once more", passport.release_id, problem)
-        raise OperatorError("the daemon is stopping")
-
-    def _load_once(self, candidate: Candidate) -> Loaded:
-        engine = Engine(candidate.engine, self._settings)
-        try:
-            checked = check(engine, candidate.passport, candidate.golden, self._settings)
-        except BaseException:
-            engine.close()
-            raise
-        log.info(
-            "%s: loaded by %s, golden frames within %.2g, %.1f ms a decision",
-            candidate.passport.release_id,
-            engine.runtime,
-            checked.parity_max_abs,
-            checked.latency_p50_ms,
-        )
-        return Loaded(engine, candidate, checked)
-
     def _drive_with(self, candidate: Candidate) -> _Handover:
         """Loads an engine, hands it over, and lets the one before it go.
 
@@ -231,7 +203,7 @@ class Supervisor:
             RejectedError: it is not fit; what ran before still does.
             OperatorError: this robot cannot run such engines now, or the daemon is stopping.
         """
-        handover = _Handover(self._load(candidate))
+        handover = _Handover(load(candidate, self._settings, self._closing))
         try:
             self._hand_over(handover)
         except JetloopError:
@@ -280,18 +252,38 @@ class Supervisor:
 
     def _keep_running(self) -> None:
         backoff_s = 0.0
-        while True:
-            self._needed.wait()
+        while not self._closing.is_set():
+            if not self._needed.wait(_MEMORY_EVERY_S):
+                self._watch_memory()
+                continue
             self._needed.clear()
             if time.monotonic() - self._started_s > _HEALTHY_AFTER_S:
                 backoff_s = 0.0
             while not self._closing.wait(backoff_s):
                 backoff_s = min(max(backoff_s * 2, _BACKOFF_MIN_S), _BACKOFF_MAX_S)
-                if self._restart():
+                if self._gone_back() or self._restart():
                     break
                 log.warning("trying again in %.1f s", backoff_s)
-            if self._closing.is_set():
-                return
+
+    def _watch_memory(self) -> None:
+        running = self._running
+        if running is not None:
+            running.engine.end_if_over(self._settings.max_memory_mb)
+
+    def _gone_back(self) -> bool:
+        """Lets the owner put another release in the place of one that keeps failing; True when that one drives."""
+        with self._lock:
+            candidate, failing = self._wanted, self._failures >= self._settings.max_failures
+            if failing:
+                self._failures = 0
+        if not failing or candidate is None:
+            return False
+        log.error("%s failed %d times in a row", candidate.passport.release_id, self._settings.max_failures)
+        try:
+            self._on_failing(candidate, self._cause)
+        except JetloopError as problem:
+            log.error("%s: there is no going back: %s", candidate.passport.release_id, problem)
+        return self._running is not None
 
     def _restart(self) -> bool:
         """Starts the engine that is wanted, unless one runs; False when that has to be tried again."""
@@ -305,7 +297,8 @@ class Supervisor:
                 if self._closing.is_set():
                     return True
                 with self._lock:
-                    self._trouble = str(problem)
+                    self._trouble = self._cause = str(problem)
+                    self._failures += 1
                 log.error("%s does not start: %s", candidate.passport.release_id, problem)
                 return False
             self._trouble = ""

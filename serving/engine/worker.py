@@ -26,7 +26,7 @@ REPLY = struct.Struct("<QIffd")  # number, status, logit of blocked, logit of fr
 MAX_TEXT_BYTES = 2000
 MAX_REPLY_BYTES = REPLY.size + MAX_TEXT_BYTES
 
-OK, READY, FAILED, NO_RUNTIME = 0, 1, 2, 3  # status of a reply
+OK, READY, FAILED, NO_RUNTIME, BAD_OUTPUT = 0, 1, 2, 3, 4  # status of a reply
 WARM_UP_RUNS = 3
 
 
@@ -50,23 +50,28 @@ def reply(channel, number, status, logits=(0.0, 0.0), run_ms=0.0, text=""):
     channel.send(message + text.encode("utf-8")[:MAX_TEXT_BYTES])
 
 
-def serve(channel, frame, backend, into):
+def serve(channel, frame, backend, preprocess):
     """Answers requests until the client closes the channel.
 
     Args:
         channel: the connected socket.
         frame: (224, 224, 3) uint8 in shared memory.
         backend: has `batch` (1, 224, 224, 3) float32, `logits` (1, 2) float32 and `run()`.
-        into: serving.preprocess.into.
+        preprocess: the module serving.preprocess.
     """
     request = bytearray(REQUEST.size)
     while channel.recv_into(request) == REQUEST.size:
         (number,) = REQUEST.unpack(request)
         started = time.perf_counter()
-        into(frame, backend.batch)
+        preprocess.into(frame, backend.batch)
         backend.run()
         run_ms = (time.perf_counter() - started) * 1e3
-        reply(channel, number, OK, backend.logits[0], run_ms)
+        logits = backend.logits
+        if getattr(logits, "shape", None) != preprocess.OUTPUT_SHAPE:
+            text = "an output of shape %s instead of %s" % (getattr(logits, "shape", None), preprocess.OUTPUT_SHAPE)
+            reply(channel, number, BAD_OUTPUT, text=text)
+        else:
+            reply(channel, number, OK, logits[0], run_ms)
 
 
 def end_with_client(channel):
@@ -83,6 +88,12 @@ def end_with_client(channel):
     thread.start()
 
 
+def first_to_go():
+    """Short of memory, the kernel is to end this process, which is started again, and not the daemon or its guard."""
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write("500")
+
+
 def main(arguments):
     """Loads and warms the engine, says READY, serves. Returns the exit code."""
     backend_file, engine_file, threads, channel_fd, frame_fd = arguments
@@ -90,6 +101,7 @@ def main(arguments):
     os.dup2(2, 1)  # what a library prints goes to the log
     for ignored in (signal.SIGINT, signal.SIGTERM):  # they go to the whole group; the client decides when to end
         signal.signal(ignored, signal.SIG_IGN)
+    first_to_go()
     channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=int(channel_fd))
     end_with_client(channel)
     try:
@@ -100,7 +112,8 @@ def main(arguments):
         reply(channel, 0, NO_RUNTIME, text=one_line(problem))
         return 1
     try:
-        preprocess = load_module(os.path.join(os.path.dirname(os.path.dirname(backend_file)), "preprocess.py"))
+        serving_folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        preprocess = load_module(os.path.join(serving_folder, "preprocess.py"))
         shared = mmap.mmap(int(frame_fd), preprocess.FRAME_BYTES, prot=mmap.PROT_READ)
         frame = np.frombuffer(shared, dtype=np.uint8).reshape(preprocess.FRAME_SHAPE)
         backend = backend_module.Backend(engine_file, int(threads), preprocess)
@@ -108,7 +121,7 @@ def main(arguments):
             preprocess.into(frame, backend.batch)
             backend.run()
         reply(channel, 0, READY, text=backend.name)
-        serve(channel, frame, backend, preprocess.into)
+        serve(channel, frame, backend, preprocess)
     except Exception as problem:  # whatever it is, the client tells it to people
         reply(channel, 0, FAILED, text=one_line(problem))
         return 1

@@ -6,7 +6,7 @@ So the simulator can be the body without serving/ importing it.
 
 import abc
 import importlib.metadata
-from typing import Any, Dict, NamedTuple, Optional
+from typing import Any, Dict, NamedTuple, Optional, Protocol
 
 import numpy as np
 
@@ -28,8 +28,37 @@ class Readings(NamedTuple):
     collisions: Optional[int] = None  # since the start, from a bumper or the simulator
 
 
+class MotorsElsewhere(NamedTuple):
+    """How the motor guard, a process of its own, opens a body's motors.
+
+    Attributes:
+        factory: `package.module:callable`. What it returns has `drive(left, right)` and `stop()`, as in `Motors`, and
+            raises whatever it likes when the board does not answer. The module should import little, and no numpy:
+            the guard starts again in milliseconds.
+        options: keyword arguments of the factory; what JSON can hold.
+    """
+
+    factory: str
+    options: Dict[str, Any]
+
+
+class Motors(Protocol):
+    """What DeadMan drives: a body in this process, or the motor guard in another."""
+
+    def drive(self, left: float, right: float) -> None: ...
+
+    def stop(self) -> None: ...
+
+
 class Hardware(abc.ABC):
     """One robot's body. The control thread calls read() and drive(); any thread may call stop()."""
+
+    def motors(self) -> Optional[MotorsElsewhere]:
+        """How another process opens the motors; None: only this one can, and `kill -9` leaves them as they are.
+
+        With a guard drive() is not called here; stop() still is, should the guard die.
+        """
+        return None
 
     @abc.abstractmethod
     def read(self, timeout_s: float) -> Optional[Frame]:
