@@ -58,10 +58,14 @@ def write_atomic(path: Path, data: bytes) -> None:
         OSError: disk full, not writable; the old content is still there.
     """
     beside = path.with_name(f".{path.name}.new")  # one writer a file, so one name; a leftover is overwritten
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(descriptor, left) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
     os.replace(beside, path)
     sync_folder(path.parent)
 

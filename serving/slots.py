@@ -1,37 +1,36 @@
 """Two slots, `a` and `b`: the engine that runs and the one that comes, or came before. What a robot boots with.
 
     <folder>/a/, b/         engine.<ext>, golden.npz, passport.json
-    <folder>/current.json   the pointer: which slot runs, which ran before, and the digest of each one's passport
-    <folder>/seen.json      the newest sequence of each channel: an older one is a replay
-    <folder>/refused.json   engines that this robot refused, and why
+    <folder>/current.json   which slot runs, which ran before, the digest of each one's passport (pointer.py)
+    <folder>/seen.json      the newest sequence of each channel (remembered.py)
+    <folder>/refused.json   engines that this robot refused, and why (remembered.py)
 
-Nothing here downloads or loads an engine. Power may fail at any instruction: a slot counts only once the pointer names
-it, and the pointer is replaced in one rename after everything it names is on the disk.
+Nothing here downloads or loads an engine, or judges one (probation.py). Power may fail at any instruction: a slot
+counts only once the pointer names it, and the pointer is replaced in one rename after everything it names is on the
+disk. While what runs is on probation, the slot before it is the only engine known to be good: it is not emptied, and
+the next release waits.
 """
 
-import datetime
 import logging
 import shutil
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Dict, List, Literal, Optional, Tuple
+from typing import Optional, Tuple
 
 import msgspec
 
-from serving import files
-from serving.contracts.names import Sha256
+from serving import files, pointer
 from serving.contracts.releases import Channel, Passport, engine_name
 from serving.errors import OperatorError, RejectedError
+from serving.pointer import Pointer, Progress, Record, SlotName
+from serving.remembered import Refusals, SeenChannels
 
 PASSPORT_FILE = "passport.json"
 GOLDEN_FILE = "golden.npz"
 MAX_PASSPORT_BYTES = 256 * 1024
-MAX_REFUSALS = 200  # the newest are kept
 
 log = logging.getLogger(__name__)
-
-_SlotName = Literal["a", "b"]
 
 
 @dataclass(frozen=True)
@@ -45,62 +44,29 @@ class Candidate:
     channel: Channel  # the channel file that brought it
 
 
-class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    slot: _SlotName
-    passport_sha256: Sha256
-    channel: Channel
-
-
-class _Pointer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    current: _Record
-    previous: Optional[_Record] = None
-
-
-class _Seen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    sequence: int
-    release_id: str
-
-
-class _SeenFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    channels: Dict[str, _Seen]
-
-
-class _Refusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    release_id: str
-    engine_sha256: str
-    reason: str
-    at: str  # RFC 3339, UTC
-
-
-class _RefusedFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    refusals: List[_Refusal]
-
-
 class Slots:
     """The slots below one folder; any thread may call any method.
 
     Args:
         folder: made if it is missing. It must be on a disk that survives a reboot.
+        probation: whether an engine that is committed after another one is on probation, until `progressed(None)`.
 
     Raises:
         OperatorError: the folder cannot be made.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, probation: bool = False) -> None:
         self.folder = folder
+        self._with_probation = probation
         self._pointer_path = folder / "current.json"
-        self._seen_path = folder / "seen.json"
-        self._refused_path = folder / "refused.json"
         self._lock = threading.RLock()
-        self._running: Optional[Tuple[_Record, Candidate]] = None
+        self._running: Optional[Tuple[Record, Candidate]] = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
             raise OperatorError(f"{folder}: {problem.strerror}; check robot.state_dir and its owner") from None
-        seen = files.read_sealed(self._seen_path, _SeenFile)
-        self._seen: Dict[str, _Seen] = dict(seen.channels) if seen else {}
-        refused = files.read_sealed(self._refused_path, _RefusedFile)
-        self._refusals: List[_Refusal] = list(refused.refusals) if refused else []
+        self._seen = SeenChannels(folder / "seen.json")
+        self._refusals = Refusals(folder / "refused.json")
 
     def current(self) -> Optional[Candidate]:
         """What to boot with: the slot that the pointer names or, if that one is damaged, the one that ran before.
@@ -110,8 +76,8 @@ class Slots:
         """
         with self._lock:
             self._running = None
-            pointer = files.read_sealed(self._pointer_path, _Pointer)
-            for record in (pointer.current, pointer.previous) if pointer else ():
+            found = self._pointer()
+            for record in (found.current, found.previous) if found else ():
                 if record is None:
                     continue
                 try:
@@ -123,19 +89,41 @@ class Slots:
 
     @property
     def running(self) -> Optional[Candidate]:
-        """What `current()` or `commit()` gave last, without reading the disk again."""
+        """What `current()`, `commit()` or `rollback()` gave last; the disk is not read again."""
         with self._lock:
-            return self._running[1] if self._running else self.current()
+            return self._running[1] if self._running else None
+
+    @property
+    def probation(self) -> Optional[Progress]:
+        """How far the probation of what runs has come; None when it is on none, or there is nothing to go back to."""
+        with self._lock:
+            found = self._pointer() if self._running else None
+            if found is None or found.previous is None or self._running is None:
+                return None
+            return found.probation if found.current == self._running[0] else None
+
+    def progressed(self, progress: Optional[Progress]) -> None:
+        """Remembers how far the probation of what runs has come; None ends it. Without one nothing happens.
+
+        Raises:
+            OperatorError: the disk failed; the next start goes on from what it held before.
+        """
+        with self._lock:
+            found = self._pointer()
+            if found is not None and found.probation != progress and self.probation is not None:
+                self._write(msgspec.structs.replace(found, probation=progress))
 
     def prepare(self) -> Path:
         """Empties the slot that is not running, so that a new engine, golden.npz and passport.json can be put there.
 
         Raises:
-            OperatorError: the disk does not let it.
+            OperatorError: the disk does not let it; or what runs is on probation, and that slot is kept until its end.
         """
         with self._lock:
             if self._running is None:
                 self.current()
+            if self.probation is not None:
+                raise OperatorError(f"{self._release()} is on probation: the engine before it is kept until its end")
             folder = self.folder / self._other_slot()
             try:
                 if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
@@ -181,12 +169,18 @@ class Slots:
             name = candidate.folder.name
             if candidate.folder.parent != self.folder or name not in ("a", "b"):
                 raise ValueError(f"{candidate.folder} is not a slot of {self.folder}")
-            slot: _SlotName = "a" if name == "a" else "b"
+            slot: SlotName = "a" if name == "a" else "b"
             if self._running is None:
                 self.current()
             checked = self.candidate(candidate.folder, candidate.channel)
-            record = _Record(slot, files.sha256_of(candidate.folder / PASSPORT_FILE), candidate.channel)
-            self._point_at(record, checked, previous=self._before(slot))
+            record = Record(slot, files.sha256_of(candidate.folder / PASSPORT_FILE), candidate.channel)
+            self._point_at(record, checked, self._before(slot), self._probation_of(record))
+
+    def previous(self) -> Optional[Candidate]:
+        """The slot that ran before, every byte of it checked; None when there is none that is intact."""
+        with self._lock:
+            found = self._previous()
+            return found[1] if found else None
 
     def rollback(self) -> Optional[Candidate]:
         """Goes back to the slot that ran before; None, and nothing changed, when there is none that is intact.
@@ -197,18 +191,12 @@ class Slots:
             OperatorError: the disk failed, and the robot boots with what it booted with before.
         """
         with self._lock:
-            pointer = files.read_sealed(self._pointer_path, _Pointer)
-            record = pointer.previous if pointer else None
-            if record is None or (self._running and record.slot == self._running[0].slot):
-                log.error("nothing to go back to: no slot ran before this one")
+            found = self._previous()
+            if found is None:
+                log.error("nothing to go back to: no intact slot ran before this one")
                 return None
-            try:
-                candidate = self._open(record)
-            except RejectedError as problem:
-                log.error("cannot go back to slot %s (%s): %s", record.slot, record.channel.release_id, problem)
-                return None
-            self._point_at(record, candidate, previous=None)
-            return candidate
+            self._point_at(*found, previous=None, progress=None)
+            return found[1]
 
     def refuse(self, release_id: str, engine_sha256: str, reason: str) -> None:
         """Remembers, also across reboots, that this robot does not run this engine.
@@ -216,33 +204,17 @@ class Slots:
         A full disk is logged, not raised: the refusal then holds until the next start.
         """
         with self._lock:
-            at = datetime.datetime.now(datetime.timezone.utc).isoformat()
-            others = [refusal for refusal in self._refusals if refusal.engine_sha256 != engine_sha256]
-            self._refusals = [*others, _Refusal(release_id, engine_sha256, reason[:1000], at)][-MAX_REFUSALS:]
-            try:
-                files.write_sealed(self._refused_path, _RefusedFile(self._refusals))
-            except OSError as problem:
-                log.error("%s: the refusal is remembered until the next start only: %s", self._refused_path, problem)
+            self._refusals.add(release_id, engine_sha256, reason)
 
     def refused(self, engine_sha256: str) -> Optional[str]:
         """Why this robot does not run this engine; None when it was never refused."""
         with self._lock:
-            return next((r.reason for r in self._refusals if r.engine_sha256 == engine_sha256), None)
+            return self._refusals.reason(engine_sha256)
 
     def replayed(self, channel: Channel) -> Optional[str]:
         """Why a channel file is a replay of an older one, or contradicts one; None when it may be followed."""
         with self._lock:
-            seen = self._seen.get(channel.channel)
-            running = self._running[0].channel if self._running else None
-            if seen is None and running and running.channel == channel.channel:
-                seen = _Seen(running.sequence, running.release_id)  # seen.json was lost
-            if seen is None or channel.sequence > seen.sequence:
-                return None
-            if channel.sequence < seen.sequence:
-                return f"its sequence {channel.sequence} is older than {seen.sequence}, which was seen before"
-            if channel.release_id != seen.release_id:
-                return f"its sequence {channel.sequence} was seen before with another release, {seen.release_id}"
-            return None
+            return self._seen.replayed(channel, self._running[0].channel if self._running else None)
 
     def saw(self, channel: Channel) -> None:
         """Remembers the sequence of a channel file that was verified.
@@ -251,34 +223,56 @@ class Slots:
             OperatorError: the disk failed.
         """
         with self._lock:
-            new = _Seen(channel.sequence, channel.release_id)
-            if self._seen.get(channel.channel) == new:
-                return
-            seen = {**self._seen, channel.channel: new}
-            try:
-                files.write_sealed(self._seen_path, _SeenFile(seen))
-            except OSError as problem:
-                raise OperatorError(f"{self._seen_path}: {problem.strerror}; check the disk") from None
-            self._seen = seen
+            self._seen.saw(channel)
 
-    def _other_slot(self) -> _SlotName:
+    def _pointer(self) -> Optional[Pointer]:
+        return pointer.read(self._pointer_path)
+
+    def _write(self, new: Pointer) -> None:
+        pointer.write(self._pointer_path, new)
+
+    def _release(self) -> str:
+        return self._running[1].passport.release_id if self._running else "nothing"
+
+    def _previous(self) -> Optional[Tuple[Record, Candidate]]:
+        found = self._pointer()
+        record = found.previous if found else None
+        if record is None or (self._running and record.slot == self._running[0].slot):
+            return None
+        try:
+            return record, self._open(record)
+        except RejectedError as problem:
+            log.warning("slot %s (%s) is not to be gone back to: %s", record.slot, record.channel.release_id, problem)
+            return None
+
+    def _other_slot(self) -> SlotName:
         return "b" if self._running and self._running[0].slot == "a" else "a"
 
-    def _before(self, slot: _SlotName) -> Optional[_Record]:
+    def _before(self, slot: SlotName) -> Optional[Record]:
         """What the pointer's `previous` becomes when `slot` is committed."""
         if self._running and self._running[0].slot != slot:
             return self._running[0]
-        pointer = files.read_sealed(self._pointer_path, _Pointer)
-        return pointer.previous if pointer and pointer.previous and pointer.previous.slot != slot else None
+        found = self._pointer()
+        return found.previous if found and found.previous and found.previous.slot != slot else None
 
-    def _point_at(self, record: _Record, candidate: Candidate, previous: Optional[_Record]) -> None:
-        try:
-            files.write_sealed(self._pointer_path, _Pointer(record, previous))
-        except OSError as problem:
-            raise OperatorError(f"{self._pointer_path}: {problem.strerror}; check the disk") from None
+    def _probation_of(self, record: Record) -> Optional[Progress]:
+        """What a slot that is committed begins with: nothing to prove where it ran before, or where it runs already."""
+        if self._running is None or not self._with_probation:
+            return None
+        if self._running[0].slot == record.slot:
+            return self.probation
+        found = self._pointer()
+        before = found.previous if found else None
+        ran_before = before is not None and before.passport_sha256 == record.passport_sha256
+        return None if ran_before else Progress()
+
+    def _point_at(
+        self, record: Record, candidate: Candidate, previous: Optional[Record], progress: Optional[Progress]
+    ) -> None:
+        self._write(Pointer(record, previous, progress))
         self._running = record, replace(candidate, channel=record.channel)
 
-    def _open(self, record: _Record) -> Candidate:
+    def _open(self, record: Record) -> Candidate:
         folder = self.folder / record.slot
         try:
             digest = files.sha256_of(folder / PASSPORT_FILE)
