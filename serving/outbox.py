@@ -1,40 +1,21 @@
-"""What waits for the broker: a bounded queue in SQLite that survives kill -9 and power failure.
+"""What waits for the broker: a bounded queue on disk that survives kill -9 and power failure.
 
 It stores finished messages and hands them out oldest first; what they say is the reporter's part, sending them the
-link's. Bounded by bytes: metrics are dropped oldest first, and only when there are none left, events. What was dropped
-is counted on the disk too, so that the reporter can tell.
+link's, the file outbox_file.py's. Bounded by bytes and by age: metrics are dropped oldest first, and only when there
+are none left, events. What was dropped is counted on the disk too, so that the reporter can tell.
 """
 
-import logging
-import sqlite3
-import threading
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, List, NamedTuple, Sequence
+from typing import Callable, Iterable, List, NamedTuple, Sequence
 
-from serving.errors import OperatorError
+from serving.outbox_file import COST, ROW_BYTES, Ledger, OutboxFile
 
 EVENT = "event"
 METRICS = "metrics"
-ROW_BYTES = 100  # what a row costs beside its payload and topic, about
 _ROOM_SHARE = 0.75  # fuller than this, a report of what was dropped would only be dropped itself
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS messages (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used again, also after a delete: the link resumes after an id
-    kind TEXT NOT NULL,
-    topic TEXT NOT NULL,
-    payload BLOB NOT NULL,
-    created REAL NOT NULL
-);
-CREATE INDEX IF NOT EXISTS oldest_of_kind ON messages (kind, id);
-CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-"""
-_COST = f"LENGTH(payload) + LENGTH(topic) + {ROW_BYTES}"
-
-log = logging.getLogger(__name__)
+_EXPIRE_ROWS = 200  # a transaction, so that nobody waits long for the file
+_EXPIRE_EVERY_S = 60.0
 
 
 class Draft(NamedTuple):
@@ -64,43 +45,25 @@ class Dropped(NamedTuple):
 NOTHING = Dropped()
 
 
-@dataclass
-class _Ledger:
-    """What the tables amount to, kept so that no call counts rows; replaced as a whole at each commit."""
-
-    depth: int
-    bytes: int
-    sequence: int  # the last one given
-    dropped_metrics: int
-    dropped_events: int
-
-
 class Outbox:
     """The queue in one SQLite file; any thread may call any method.
 
     Args:
         path: of the database; made if it is missing, put aside and begun anew if it is damaged.
         max_bytes: of payloads, topics and rows together. The file itself may be a fifth larger.
+        max_age_s: how long a message waits, counted while an outbox is open: neither a clock that jumps nor a robot
+            that is switched off for a month drops anything.
 
     Raises:
         OperatorError: the file cannot be opened or made.
     """
 
-    def __init__(self, path: Path, max_bytes: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, max_bytes: int, max_age_s: float = float("inf")) -> None:
         self.max_bytes = max_bytes
+        self.max_age_s = max_age_s
         self.on_put: Callable[[], None] = lambda: None  # called after each commit of new messages: the link's wake-up
-        self._lock = threading.RLock()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = _connect(path)
-            self._ledger = _read_ledger(self._db)
-        except OSError as problem:
-            raise OperatorError(f"{path}: {problem.strerror}; check robot.state_dir and its owner") from None
-        except (sqlite3.Error, UnicodeDecodeError) as problem:
-            if not _is_damage(problem):
-                raise OperatorError(f"{path}: {problem}; check the disk and who owns the file") from None
-            self._begin_anew(problem)
+        self._file = OutboxFile(path)
+        self._expire_at_s = 0.0  # time.monotonic()
 
     def put(self, drafts: Sequence[Draft], lost: Dropped = NOTHING) -> None:
         """Stores messages in their order, all or none, and returns once they are on the disk.
@@ -112,7 +75,7 @@ class Outbox:
         Raises:
             OperatorError: the disk is full or failed; nothing was stored.
         """
-        with self._transaction() as ledger:
+        with self._file.transaction() as ledger:
             ledger.dropped_metrics += lost.metrics
             ledger.dropped_events += lost.events
             for draft in drafts:
@@ -125,15 +88,37 @@ class Outbox:
         Raises:
             OperatorError: the disk is full or failed; nothing was stored.
         """
-        with self._lock:
-            dropped = self.dropped()
-            if not any(dropped) or self._ledger.bytes > self.max_bytes * _ROOM_SHARE:
-                return False
-            with self._transaction() as ledger:
-                ledger.dropped_metrics = ledger.dropped_events = 0
-                self._store(draft(dropped), ledger)
+        if not any(self.dropped()) or self._file.ledger.bytes > self.max_bytes * _ROOM_SHARE:
+            return False
+        with self._file.transaction() as ledger:
+            dropped = Dropped(ledger.dropped_metrics, ledger.dropped_events)
+            ledger.dropped_metrics = ledger.dropped_events = 0
+            self._store(draft(dropped), ledger)
         self.on_put()
         return True
+
+    def expire(self) -> int:
+        """Drops and counts messages older than `max_age_s`, a few at a time; looks once a minute, costs nothing else.
+
+        Returns:
+            How many were dropped.
+
+        Raises:
+            OperatorError: the disk failed.
+        """
+        now_s = time.monotonic()
+        if now_s < self._expire_at_s or not self.depth():
+            return 0
+        before_s = self._file.clock_s() - self.max_age_s
+        with self._file.transaction() as ledger:
+            oldest = self._file.execute("SELECT id, kind, created FROM messages ORDER BY id LIMIT ?", (_EXPIRE_ROWS,))
+            old = [(one, kind) for one, kind, created in oldest if created < before_s]
+            for one, kind in old:
+                self._delete("id = ?", (one,), ledger)
+                _count_dropped(kind, ledger)
+        if len(old) < _EXPIRE_ROWS:
+            self._expire_at_s = now_s + _EXPIRE_EVERY_S
+        return len(old)
 
     def batch(self, n: int, after: int = 0) -> List[Message]:
         """The oldest `n` messages whose id is above `after`, oldest first. They stay stored until `done`.
@@ -142,8 +127,8 @@ class Outbox:
             OperatorError: the disk failed.
         """
         query = "SELECT id, kind, topic, payload FROM messages WHERE id > ? ORDER BY id LIMIT ?"
-        with self._errors_translated():
-            return [Message(*row) for row in self._db.execute(query, (after, n))]
+        with self._file.reading():
+            return [Message(*row) for row in self._file.execute(query, (after, n))]
 
     def done(self, ids: Iterable[int]) -> None:
         """Forgets messages that the broker has acknowledged; ids that are not there any more are passed over.
@@ -151,150 +136,57 @@ class Outbox:
         Raises:
             OperatorError: the disk failed; they will be sent again.
         """
-        with self._transaction() as ledger:
+        with self._file.transaction() as ledger:
             for one in ids:
                 self._delete("id = ?", (one,), ledger)
 
     def depth(self) -> int:
         """How many messages wait; never waits for the disk."""
-        return self._ledger.depth
+        return self._file.ledger.depth
 
     def dropped(self) -> Dropped:
         """What was dropped and not yet told of; never waits for the disk."""
-        ledger = self._ledger
+        ledger = self._file.ledger
         return Dropped(ledger.dropped_metrics, ledger.dropped_events)
 
     @property
     def next_sequence(self) -> int:
         """The sequence number that the next message gets; never used twice, also not after a crash."""
-        return self._ledger.sequence + 1
+        return self._file.ledger.sequence + 1
 
     def close(self) -> None:
-        with self._lock:
-            self._db.close()
+        self._file.close()
 
-    def _store(self, draft: Draft, ledger: _Ledger) -> None:
+    def _store(self, draft: Draft, ledger: Ledger) -> None:
         ledger.sequence += 1
         payload = draft.encode(ledger.sequence)
         cost = len(payload) + len(draft.topic.encode()) + ROW_BYTES
         while ledger.bytes + cost > self.max_bytes and self._delete_oldest(METRICS, ledger):
-            ledger.dropped_metrics += 1
-        if draft.kind == METRICS and ledger.bytes + cost > self.max_bytes:
-            ledger.dropped_metrics += 1  # no event gives way to metrics
+            _count_dropped(METRICS, ledger)
+        while draft.kind == EVENT and ledger.bytes + cost > self.max_bytes and self._delete_oldest(EVENT, ledger):
+            _count_dropped(EVENT, ledger)
+        if ledger.bytes + cost > self.max_bytes:  # metrics in an outbox full of events; an event larger than the outbox
+            _count_dropped(draft.kind, ledger)
             return
-        while ledger.bytes + cost > self.max_bytes and self._delete_oldest(EVENT, ledger):
-            ledger.dropped_events += 1
-        if ledger.bytes + cost > self.max_bytes:
-            ledger.dropped_events += 1
-            return
-        self._db.execute(
+        self._file.execute(
             "INSERT INTO messages (kind, topic, payload, created) VALUES (?, ?, ?, ?)",
-            (draft.kind, draft.topic, payload, time.time()),
+            (draft.kind, draft.topic, payload, self._file.clock_s()),
         )
         ledger.depth += 1
         ledger.bytes += cost
 
-    def _delete_oldest(self, kind: str, ledger: _Ledger) -> bool:
+    def _delete_oldest(self, kind: str, ledger: Ledger) -> bool:
         return self._delete("id = (SELECT MIN(id) FROM messages WHERE kind = ?)", (kind,), ledger)
 
-    def _delete(self, where: str, values: Sequence[object], ledger: _Ledger) -> bool:
-        gone = self._db.execute(f"DELETE FROM messages WHERE {where} RETURNING {_COST}", values).fetchall()
+    def _delete(self, where: str, values: Sequence[object], ledger: Ledger) -> bool:
+        gone = self._file.execute(f"DELETE FROM messages WHERE {where} RETURNING {COST}", values)
         ledger.depth -= len(gone)
         ledger.bytes -= sum(cost for (cost,) in gone)
         return bool(gone)
 
-    @contextmanager
-    def _transaction(self) -> Iterator[_Ledger]:
-        """One transaction; the ledger follows only if it was committed."""
-        with self._errors_translated():
-            ledger = _Ledger(**vars(self._ledger))
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield ledger
-                _write_ledger(self._db, ledger)
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-            self._ledger = ledger
 
-    @contextmanager
-    def _errors_translated(self) -> Iterator[None]:
-        with self._lock:
-            try:
-                yield
-            except (sqlite3.Error, UnicodeDecodeError) as problem:
-                if _is_damage(problem):
-                    self._db.close()
-                    self._begin_anew(problem)
-                raise OperatorError(f"{self.path}: {problem}; free disk space or check the disk") from None
-
-    def _begin_anew(self, problem: Exception) -> None:
-        """Puts a damaged database aside for a person to look at, and begins an empty one."""
-        aside = self.path.with_name(self.path.name + ".damaged")
-        log.error("%s is damaged (%s): put aside as %s, and begun anew", self.path, problem, aside.name)
-        try:
-            self.path.replace(aside)
-            for suffix in ("-wal", "-shm"):
-                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
-            self._db = _connect(self.path)
-            self._ledger = _read_ledger(self._db)
-            with self._transaction() as ledger:
-                # The numbers given so far are lost. No robot makes an event every second of its life, so the clock
-                # in seconds is above all of them, and no number is used twice. (The floor: a clock not yet set.)
-                ledger.sequence = max(int(time.time()), 1_790_000_000)
-        except (OSError, sqlite3.Error) as failure:
-            raise OperatorError(f"{self.path} is damaged and cannot be replaced: {failure}; check the disk") from None
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
-    db.text_factory = lambda raw: raw.decode(errors="replace")  # a damaged topic is the link's to leave out
-    try:
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")  # a commit is on the disk before it returns
-        db.execute("PRAGMA journal_size_limit = 4194304")
-        found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if found != "ok":
-            raise _Damage(found)
-        db.executescript(_SCHEMA)
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-class _Damage(sqlite3.DatabaseError):
-    """SQLite's own check found the file damaged."""
-
-    sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-
-
-# SQLITE_ERROR among them: our few statements are right, so what is wrong with them is the schema in the file.
-_DAMAGE_CODES = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_NOTADB)
-
-
-def _is_damage(problem: Exception) -> bool:
-    if isinstance(problem, UnicodeDecodeError):  # SQLite's message quotes what it found in a damaged file
-        return True
-    return getattr(problem, "sqlite_errorcode", 0) & 0xFF in _DAMAGE_CODES  # the low byte is the primary code
-
-
-_COUNTERS = ("sequence", "dropped_metrics", "dropped_events")
-
-
-def _read_ledger(db: sqlite3.Connection) -> _Ledger:
-    depth, used = db.execute(f"SELECT COUNT(*), COALESCE(SUM({_COST}), 0) FROM messages").fetchone()
-    counters = dict(db.execute("SELECT name, value FROM counters"))
-    values = [counters.get(name, 0) for name in _COUNTERS]
-    if not all(isinstance(value, int) and value >= 0 for value in values):
-        raise _Damage(f"counters {counters}")
-    return _Ledger(depth, used, *values)
-
-
-def _write_ledger(db: sqlite3.Connection, ledger: _Ledger) -> None:
-    db.executemany(
-        "INSERT INTO counters (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-        [(name, getattr(ledger, name)) for name in _COUNTERS],
-    )
+def _count_dropped(kind: str, ledger: Ledger) -> None:
+    if kind == METRICS:
+        ledger.dropped_metrics += 1
+    else:
+        ledger.dropped_events += 1

@@ -1,7 +1,8 @@
 """From what happens on the robot to events in the outbox, without ever holding up whoever tells it.
 
 `emit` only appends to a queue in memory; one thread gives the events their numbers and commits them, usually within
-milliseconds. While the disk refuses, they wait in memory, bounded, and what had to go is counted and told of.
+milliseconds. While the disk refuses, they wait in memory, bounded, and what had to go, metrics before events, is
+counted and told of.
 """
 
 import collections
@@ -9,7 +10,7 @@ import datetime
 import functools
 import logging
 import threading
-from typing import Any, Deque, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Deque, Dict, NamedTuple, Optional, Tuple
 
 import msgspec
 
@@ -48,7 +49,7 @@ class Reporter:
         self._engine: Tuple[str, str] = ("", "")  # release_id, sha256; one object, so that readers need no lock
         self._queue: Deque[_Happening] = collections.deque()
         self._lost = NOTHING
-        self._lost_lock = threading.Lock()
+        self._lock = threading.Lock()  # of the queue and of `_lost`; never held over the disk
         self._news = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
@@ -73,9 +74,11 @@ class Reporter:
         """
         if event_type not in EVENT_TYPES:
             raise ValueError(f"no event type `{event_type}`; there are {', '.join(EVENT_TYPES)}")
-        if len(self._queue) >= MAX_IN_MEMORY:
-            self._lose_oldest()
-        self._queue.append(_Happening(event_type, uuid7(), captured_at or utc_now(), *self._engine, dict(data or {})))
+        happening = _Happening(event_type, uuid7(), captured_at or utc_now(), *self._engine, dict(data or {}))
+        with self._lock:
+            if len(self._queue) >= MAX_IN_MEMORY:
+                self._lose_oldest()
+            self._queue.append(happening)
         self._news.set()
 
     def close(self, timeout_s: float = 5.0) -> None:
@@ -93,6 +96,8 @@ class Reporter:
             self._news.clear()
             try:
                 self._commit_all()
+                if self._outbox.expire():
+                    self._news.set()  # there may be more
                 self._outbox.report_dropped(self._report)
             except OperatorError as problem:
                 if not failing:
@@ -115,16 +120,15 @@ class Reporter:
             OperatorError: the disk failed.
         """
         while self._queue or any(self._lost):
-            batch: List[_Happening] = []
-            while self._queue and len(batch) < _BATCH:
-                batch.append(self._queue.popleft())
-            with self._lost_lock:
+            with self._lock:
+                batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
                 lost, self._lost = self._lost, NOTHING
             try:
                 self._outbox.put([self._draft(happening) for happening in batch], lost)
             except OperatorError:
-                self._queue.extendleft(reversed(batch))
-                self._lose(lost)
+                with self._lock:
+                    self._queue.extendleft(reversed(batch))
+                    self._lose(lost)
                 raise
 
     def _draft(self, happening: _Happening) -> Draft:
@@ -162,15 +166,14 @@ class Reporter:
         return self._draft(_Happening("outbox.dropped", uuid7(), utc_now(), *self._engine, data))
 
     def _lose_oldest(self) -> None:
-        try:
-            metrics = self._queue.popleft().event_type == "metrics"
-        except IndexError:  # the thread was quicker
-            return
-        self._lose(Dropped(metrics=1) if metrics else Dropped(events=1))
+        """Makes room: the oldest metrics in memory, or the oldest event if there are none. Needs the lock."""
+        types = (happening.event_type for happening in self._queue)
+        oldest = next((place for place, kind in enumerate(types) if kind == "metrics"), None)
+        del self._queue[oldest or 0]
+        self._lose(Dropped(events=1) if oldest is None else Dropped(metrics=1))
 
     def _lose(self, lost: Dropped) -> None:
-        with self._lost_lock:
-            self._lost = Dropped(self._lost.metrics + lost.metrics, self._lost.events + lost.events)
+        self._lost = Dropped(self._lost.metrics + lost.metrics, self._lost.events + lost.events)
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """`jetloop broker`: an MQTT broker for a lab bench and for `make demo`, in one process, with nothing to install.
 
-Here is the command; what is done to amqtt so that no acknowledged event is lost is in embedded_broker.py.
+Here is the command; what is done to amqtt so that no acknowledged event is lost is in embedded_broker.py. Below it are
+the commands for a real broker: `certs` (certs.py) and `config` (mosquitto.py).
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import signal
 
 import click
 
-from serving.command_line import log_to_stderr
+from serving.command_line import LazyGroup, log_to_stderr
 from serving.errors import OperatorError
 from telemetry.listening import refuse_taken_port
 from telemetry.messages import COLLECTOR, SUBSCRIPTIONS
@@ -21,7 +22,18 @@ log = logging.getLogger("jetloop.broker")
 _HARMLESS = ("No data from", "Failed to initialize client session", "[MQTT-3.1.0-1]", "Broker startup failed")
 
 
-@click.command(short_help="Start the embedded MQTT broker, for a lab bench.")
+FOR_A_FLEET = {
+    "certs": ("telemetry.certs:group", "A local authority, and certificates for broker, robots, services."),
+    "config": ("telemetry.mosquitto:command", "Write mosquitto.conf and the access list for a fleet."),
+}
+
+
+@click.group(
+    cls=LazyGroup,
+    commands_at=FOR_A_FLEET,
+    invoke_without_command=True,
+    short_help="Start the embedded MQTT broker, for a lab bench.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=1883, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
 @click.option(
@@ -35,16 +47,20 @@ _HARMLESS = ("No data from", "Failed to initialize client session", "[MQTT-3.1.0
     is_flag=True,
     help="Listen on an address that other machines reach, although anyone may then read and write everything.",
 )
-def command(host: str, port: int, keep_for: str, allow_anonymous_network: bool) -> None:
+@click.pass_context
+def command(context: click.Context, host: str, port: int, keep_for: str, allow_anonymous_network: bool) -> None:
     """Starts an MQTT 3.1.1 broker and runs until it is stopped (Ctrl-C, SIGTERM).
 
     It keeps retained messages, last wills and the messages of clients that are away, all in memory: a restart
-    forgets them. It has no users and no TLS: for a fleet run Mosquitto or AMQ, since jetloop speaks plain MQTT 3.1.1.
+    forgets them. It has no users and no TLS: for a fleet run Mosquitto or AMQ, since jetloop speaks plain MQTT 3.1.1;
+    `certs` and `config` make what a Mosquitto needs.
 
     \b
     jetloop broker --port 1883
     jetloop collector --mqtt 127.0.0.1:1883 --store sqlite:///build/events.db
     """
+    if context.invoked_subcommand is not None:
+        return
     log_to_stderr()
     logging.getLogger("transitions").setLevel(logging.WARNING)
     logging.getLogger("amqtt").setLevel(logging.WARNING)

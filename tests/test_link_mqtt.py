@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from serving.backoff import backoff_s
 from serving.config import MqttSettings
 from serving.contracts.events import RobotState, utc_now, wakeup_topic
 from serving.errors import OperatorError
-from serving.mqtt import Link, backoff_s
+from serving.mqtt import Link
 from serving.outbox import Draft, Outbox
 from serving.reporter import Reporter
 from tests.conftest import ROOT, end, free_port, listens, need, start, wait_for
@@ -75,7 +76,10 @@ def link_to(outbox: Outbox) -> Iterator[Linker]:
     links: list[Link] = []
 
     def make(port: int, on_wakeup: Callable[[], None] = lambda: None, **settings: object) -> Link:
-        chosen = MqttSettings(host="127.0.0.1", port=port, reconnect_max_s=0.5, **settings)
+        chosen = MqttSettings(
+            **{"host": "127.0.0.1", "port": port, "reconnect_max_s": 0.5, "settle_s": 0, "max_events_per_s": 1e5}
+            | settings
+        )
         links.append(Link(chosen, outbox, "lab", "r1", "s1", "champion", on_wakeup))
         links[-1].start()
         return links[-1]
@@ -201,7 +205,9 @@ def test_a_robot_that_is_killed_loses_nothing(broker: Broker, listener: Listener
         assert not listener.states()[-1].online
         assert listener.states()[-1].reason == "connection lost"
     rest = Outbox(path, 100 << 20)
-    link = Link(MqttSettings(host="127.0.0.1", port=broker.port), rest, "lab", "r1", "s2", "champion", lambda: None)
+    link = Link(
+        MqttSettings(host="127.0.0.1", port=broker.port, settle_s=0), rest, "lab", "r1", "s2", "champion", lambda: None
+    )
     link.start()
     wait_for(lambda: rest.depth() == 0, what="the rest being sent")
     wait_for(lambda: set(first_arrivals(listener)) >= set(range(1, said + 1)), what=f"all {said} events")

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from serving.contracts.events import MAX_PAYLOAD_BYTES, Event
 from serving.errors import OperatorError
-from serving.outbox import EVENT, METRICS, ROW_BYTES, Draft, Dropped, Message, Outbox
+from serving.outbox import EVENT, METRICS, Draft, Dropped, Message, Outbox
+from serving.outbox_file import ROW_BYTES
 from serving.reporter import MAX_IN_MEMORY, Reporter
 from tests.conftest import ROOT, end, free_port, wait_for
 from tests.test_link_parts import program
@@ -149,14 +150,14 @@ def test_a_full_disk_is_waited_out(tmp_path: Path, caplog: pytest.LogCaptureFixt
     """With no page left to write, events wait in memory, bounded; when there is room again they are stored in order,
     and what had to go is told."""
     outbox = Outbox(tmp_path / "outbox.db", 100 * MEGABYTE)
-    outbox._db.execute("PRAGMA max_page_count = 12")
+    outbox._file.execute("PRAGMA max_page_count = 12")
     reporter = Reporter(outbox, "lab", "r1", "s1")
     count = MAX_IN_MEMORY + over if over else 1200
     for _ in range(count):
         reporter.emit("collision")
     wait_for(lambda: "wait in memory" in caplog.text, what="the refusal being logged")
     assert "full" in caplog.text
-    outbox._db.execute("PRAGMA max_page_count = 1000000")
+    outbox._file.execute("PRAGMA max_page_count = 1000000")
     wait_for(lambda: "takes events again" in caplog.text, what="the good news")
     reporter.close()
     events = events_in(outbox)

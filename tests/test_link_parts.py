@@ -4,18 +4,22 @@ import contextlib
 import hashlib
 import http.server
 import itertools
+import signal
 import socket
+import ssl
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
+from serving.config import MqttSettings
 from serving.contracts.events import Event, RobotState
 from serving.contracts.releases import (
     Channel,
@@ -31,6 +35,9 @@ from serving.contracts.releases import (
 from serving.contracts.releases import release_id as release_name
 from serving.preprocess import PREPROCESSING
 from serving.slots import Candidate, Slots
+from telemetry import mosquitto
+from telemetry.certificate_folder import CertificateFolder
+from tests.conftest import end, free_port, listens, need, start, wait_for
 
 TARGET = "cpu-ort-fp32"
 GOLDEN = b"golden frames" * 50
@@ -220,6 +227,66 @@ class Server:
                 handler.wfile.write(part)
 
 
+class SecureBroker:
+    """A Mosquitto as `jetloop broker config` makes it, with certificates of its own, on one port over restarts.
+
+    Attributes:
+        certificates: of this broker, two robots lab/r1 and lab/r2, and a collector.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.log = folder / "broker.log"
+        self.certificates = CertificateFolder.create(folder / "certs", 30)
+        self.certificates.issue("broker", 7, ["127.0.0.1"])
+        for name in ("lab/r1", "lab/r2", "collector"):
+            self.certificates.issue(name, 7)
+        self.configuration = mosquitto.write(self.certificates, folder / "mosquitto", "127.0.0.1", self.port, "root")
+        self.begin()
+
+    def begin(self) -> None:
+        self.process = start([need("mosquitto"), "-c", str(self.configuration)], self.log)
+        try:
+            wait_for(lambda: listens(self.port), what=f"the broker listening ({self.log})")
+        except BaseException:
+            self.close()
+            raise
+
+    def reload(self) -> None:
+        """Has it read access list, certificates and revocations again."""
+        warning = "ACL pattern"  # said each time the access list is read
+        before = self.log.read_text().count(warning)
+        self.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: self.log.read_text().count(warning) > before, what="the reload")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        end(self.process)
+
+    def context(self, name: str) -> ssl.SSLContext:
+        """TLS as `name`; an empty name shows no certificate."""
+        context = ssl.create_default_context(cafile=str(self.certificates.folder / "ca.pem"))
+        if name:
+            place = self.certificates.place(name)
+            context.load_cert_chain(place / "certificate.pem", place / "key.pem")
+        return context
+
+    def settings(self, name: str, **others: Any) -> MqttSettings:
+        """The table [mqtt] of a robot."""
+        place = self.certificates.place(name)
+        chosen = {
+            "ca": str(self.certificates.folder / "ca.pem"),
+            "certificate": str(place / "certificate.pem"),
+            "key": str(place / "key.pem"),
+            "reconnect_max_s": 0.5,
+        }
+        return MqttSettings(**{"host": "127.0.0.1", "port": self.port} | chosen | others)
+
+
 class Proxy:
     """A wire between robot and broker that can be cut, and can swallow what the broker answers."""
 
@@ -227,6 +294,7 @@ class Proxy:
         self._target_port = target_port
         self._open = True
         self.deaf = False  # what comes from the broker is lost
+        self.delay_s = 0.0  # of every packet from the broker
         self._sockets: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -262,6 +330,8 @@ class Proxy:
     def _pump(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                if answers and self.delay_s:
+                    time.sleep(self.delay_s)  # a slow line, not a wait for something
                 if not (answers and self.deaf):
                     sink.sendall(data)
         for one in (source, sink):
@@ -278,10 +348,14 @@ class Proxy:
 class Listener:
     """What somebody else hears of the robots: every message on `jetloop/#`, in the order of arrival."""
 
-    def __init__(self, port: int, topic: str = "jetloop/#") -> None:
+    def __init__(
+        self, port: int, topic: str = "jetloop/#", *, tls: ssl.SSLContext | None = None, clean: bool = True
+    ) -> None:
         self.messages: list[paho.MQTTMessage] = []
         self.subscriptions = 0
-        self._client = paho.Client(CallbackAPIVersion.VERSION2, client_id=f"listener-{port}")
+        self._client = paho.Client(CallbackAPIVersion.VERSION2, client_id=f"listener-{port}", clean_session=clean)
+        if tls is not None:
+            self._client.tls_set_context(tls)
         self._client.reconnect_delay_set(1, 1)
         self._client.on_connect = lambda client, *_: client.subscribe(topic, qos=1)
         self._client.on_subscribe = self._subscribed
