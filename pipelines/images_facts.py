@@ -4,6 +4,7 @@ Whether a value is good enough is not decided here: data/schema.yaml says it, pi
 """
 
 import io
+import itertools
 import warnings
 from typing import NamedTuple
 
@@ -13,8 +14,8 @@ from PIL import Image, UnidentifiedImageError
 MAX_PIXELS = 50_000_000  # a larger image is not decoded: it may be a bomb
 NEAR_BITS = 16  # of 256: images no further apart show the same view
 _HASH_SIDE = 16
-HASH_WORDS = 4  # a hash is 4 x uint64
-_BLOCK_ROWS = 256
+_BANDS = NEAR_BITS + 1  # two hashes that differ in NEAR_BITS bits at most agree in one band of bits at least
+_MOST_PENDING = 1 << 20  # pairs kept before they are folded into the groups
 
 # Whatever Pillow's decoders raise for bytes that are not an image, or not a whole one.
 DECODE_ERRORS = (
@@ -84,45 +85,108 @@ class NearDuplicates(NamedTuple):
 
 
 def near_duplicates(hashes: list[str], labels: list[str]) -> NearDuplicates:
-    """Groups images that show the same view.
+    """Groups images that show the same view; exact, and for images of many views far from comparing each with each.
 
     Args:
         hashes: 64 hex digits each; empty for an image that could not be decoded, which gets a group of its own.
         labels: of the same images.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     # Equal hashes are one point, so that a thousand frozen frames stay cheap; an unreadable image is one of its own.
-    names = [digits or f"unreadable {i}" for i, digits in enumerate(hashes)]
-    points = {name: point for point, name in enumerate(dict.fromkeys(names))}
-    point_of = np.array([points[name] for name in names], dtype=np.int64)
-    hashed = [name for name in points if not name.startswith("unreadable")]
-    left, right = _near_pairs(_words(hashed))
-    point_of_hash = np.array([points[name] for name in hashed], dtype=np.int64)
-    left, right = point_of_hash[left], point_of_hash[right]
-    links = coo_array((np.ones(len(left), dtype=bool), (left, right)), shape=(len(points), len(points)))
-    _, group_of = connected_components(links, directed=False)
-    return NearDuplicates(_by_first_use(group_of[point_of]), _contradicts(left, right, point_of, labels, len(points)))
+    point_of_name: dict[str, int] = {}
+    names = (digits or f"unreadable {i}" for i, digits in enumerate(hashes))
+    point_of = np.array([point_of_name.setdefault(name, len(point_of_name)) for name in names], dtype=np.int64)
+    hashed = {name: point for name, point in point_of_name.items() if not name.startswith("unreadable")}
+    point_of_hash = np.array(list(hashed.values()), dtype=np.int64)
+
+    label_names, label_of = np.unique(labels, return_inverse=True)
+    here = np.zeros((len(point_of_name), len(label_names)), dtype=bool)
+    here[point_of, label_of] = True
+    known = _Known(here)
+    _compare(_bits(list(hashed)), point_of_hash, known)
+    others = known.near[point_of]
+    others[np.arange(len(point_of)), label_of] = False
+    return NearDuplicates(_by_first_use(known.group[point_of]), np.asarray(others.any(axis=1)))
 
 
-def _words(hashes: list[str]) -> np.ndarray:
-    """(N, 4) uint64."""
-    return np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint64).reshape(-1, HASH_WORDS)
+def _bits(hashes: list[str]) -> np.ndarray:
+    """(N, 32) uint8: 256 bits each."""
+    return np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint8).reshape(-1, _HASH_SIDE**2 // 8)
 
 
-def _near_pairs(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of all pairs (left < right) at most NEAR_BITS apart."""
-    lefts, rights = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for start in range(0, len(words), _BLOCK_ROWS):
-        rows, columns = words[start : start + _BLOCK_ROWS], words[start:]
-        apart = np.zeros((len(rows), len(columns)), dtype=np.uint16)
-        for word in range(HASH_WORDS):
-            apart += np.bitwise_count(rows[:, None, word] ^ columns[None, :, word])
-        left, right = np.nonzero(np.triu(apart <= NEAR_BITS, k=1))
-        lefts.append(left + start)
-        rights.append(right + start)
-    return np.concatenate(lefts), np.concatenate(rights)
+def _compare(bits: np.ndarray, point_of: np.ndarray, known: "_Known") -> None:
+    """Tells `known` the pairs at most NEAR_BITS apart, as far as they change anything.
+
+    Only those are compared that agree in a whole band (multi-index hashing, Norouzi, Punjani and Fleet 2012). A band
+    takes its bits from all over the image: neighbouring ones are too often alike to tell images apart.
+    """
+    words = np.ascontiguousarray(bits).view(np.uint64)  # (N, 4)
+    shuffled = np.random.default_rng(0).permutation(bits.shape[1] * 8)
+    for band in np.array_split(shuffled, _BANDS):
+        key = ((bits[:, band // 8] >> (band % 8).astype(np.uint8)) & 1) @ (1 << np.arange(len(band)))  # (N,) int64
+        order = np.argsort(key, kind="stable")  # equal keys become neighbours: a bucket
+        key, points, sorted_words = key[order], point_of[order], words[order]
+        first = np.flatnonzero(known.open_buckets(key, points))
+        for distance in itertools.count(1):
+            first = first[: np.searchsorted(first, len(key) - distance)]
+            first = first[key[first] == key[first + distance]]
+            if not len(first):
+                break
+            apart = np.bitwise_count(sorted_words[first] ^ sorted_words[first + distance]).sum(axis=1, dtype=np.int64)
+            found = first[apart <= NEAR_BITS]
+            if known.join(points[found], points[found + distance]):
+                first = first[known.open_buckets(key, points)[first]]
+        known.fold()
+
+
+class _Known:
+    """The groups of the points and the labels near them, in memory for the points and not for the pairs."""
+
+    def __init__(self, here: np.ndarray) -> None:
+        self.group = np.arange(len(here))
+        self.near = here.copy()  # (points, labels) bool: of the images at a point and at the points near it
+        self._here = here
+        self._pending: list[tuple[np.ndarray, np.ndarray]] = []
+        self._pairs = 0
+
+    def join(self, left: np.ndarray, right: np.ndarray) -> bool:
+        """Notes near pairs; whether the groups were brought up to date."""
+        for label in range(self._here.shape[1]):
+            self.near[left[self._here[right, label]], label] = True
+            self.near[right[self._here[left, label]], label] = True
+        self._pending.append((left, right))
+        self._pairs += len(left)
+        return self._pairs > _MOST_PENDING and self.fold()
+
+    def fold(self) -> bool:
+        """Brings the groups up to date."""
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        if self._pairs:
+            left, right = (self.group[np.concatenate(side)] for side in zip(*self._pending, strict=True))
+            size = len(self.group)
+            links = coo_array((np.ones(len(left), dtype=bool), (left, right)), shape=(size, size))
+            self.group = connected_components(links, directed=False)[1][self.group]
+        self._pending, self._pairs = [], 0
+        return True
+
+    def open_buckets(self, key: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """(N,) bool: may comparing the points of a bucket still tell anything?
+
+        Not where they are one group and each has every label of that group near it: a robot that stood still for an
+        hour would else be compared frame with frame.
+        """
+        if not len(key):
+            return np.empty(0, dtype=bool)
+        group = self.group[points]
+        of_group = np.zeros_like(self.near)
+        for label in range(of_group.shape[1]):
+            of_group[self.group[self._here[:, label]], label] = True
+        lacking = (of_group[group] & ~self.near[points]).any(axis=1)
+        starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
+        several = np.minimum.reduceat(group, starts) != np.maximum.reduceat(group, starts)
+        open_bucket = several | np.logical_or.reduceat(lacking, starts)
+        return np.asarray(np.repeat(open_bucket, np.diff(np.r_[starts, len(key)])))
 
 
 def _by_first_use(groups: np.ndarray) -> np.ndarray:
@@ -131,17 +195,3 @@ def _by_first_use(groups: np.ndarray) -> np.ndarray:
     rank = np.empty(len(first), dtype=np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
     return rank[inverse]
-
-
-def _contradicts(
-    left: np.ndarray, right: np.ndarray, point_of: np.ndarray, labels: list[str], points: int
-) -> np.ndarray:
-    names, label_of = np.unique(labels, return_inverse=True)
-    here = np.zeros((points, len(names)), dtype=bool)  # which labels the images at a point have
-    here[point_of, label_of] = True
-    near = here.copy()
-    np.logical_or.at(near, left, here[right])
-    np.logical_or.at(near, right, here[left])
-    others = near[point_of]
-    others[np.arange(len(point_of)), label_of] = False
-    return np.asarray(others.any(axis=1))

@@ -3,19 +3,27 @@
 Also the corrections of labels in data/labels.csv, which are applied here and nowhere else.
 """
 
+import contextlib
 import csv
 import io
+import itertools
+import multiprocessing
 import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from pipelines.images_facts import measure, near_duplicates
+from pipelines.images_facts import ImageFacts, measure, near_duplicates
 from pipelines.params import DataParams
-from pipelines.sessions import ImageEntry, SessionZip, each_session, session_files
+from pipelines.sessions import ImageEntry, SessionZip, each_session
 from serving.contracts.sessions import LABELS
 from serving.errors import OperatorError, RejectedError
+from training.machine import cores, in_order
+from training.progress import track
 
 IMAGES_CSV = Path("build/validate/images.csv")
 LABELS_HEADER = ["image", "label", "reason", "by"]
@@ -27,6 +35,12 @@ COLUMNS = [
 
 # Read back as they were written: a session may be called 007 or nan, a hash may look like a number.
 _TYPES = {"image": str, "session": str, "source": str, "label": str, "mode": str, "dhash": str, "readable": bool}
+
+IN_PROCESSES = 4_000  # images: fewer are measured before other processes have started
+_CHUNK = 64  # images sent to another process at a time
+
+_Identity = tuple[str, str, str, str]  # image, session, source, label
+_Measured = tuple[Any, ...]  # the same, then ImageFacts
 
 
 class Correction(NamedTuple):
@@ -47,7 +61,8 @@ def build(params: DataParams) -> pd.DataFrame:
         OperatorError: there is no session, or data/labels.csv cannot be read.
         RejectedError: a session is broken, or a correction names an unknown image or label.
     """
-    images = pd.DataFrame(_rows(Path(params.sessions))).sort_values("image", ignore_index=True)
+    columns = ["image", "session", "source", "label", *ImageFacts._fields]
+    images = pd.DataFrame(_rows(Path(params.sessions)), columns=columns).sort_values("image", ignore_index=True)
     corrections = read_corrections(Path(params.labels))
     known = set(images["image"])
     for one in corrections:
@@ -63,24 +78,35 @@ def build(params: DataParams) -> pd.DataFrame:
     return images[COLUMNS]
 
 
-def _rows(folder: Path) -> list[dict[str, object]]:
-    from rich.console import Console
-    from rich.progress import Progress
+def _rows(folder: Path) -> Iterator[_Measured]:
+    """One image after the other; of their bytes, only those at work are in memory."""
+    total = sum(len(session.images) for session in each_session(folder))
+    with contextlib.ExitStack() as stack:
+        if total < IN_PROCESSES:
+            measured: Iterable[list[_Measured]] = map(_measure, _chunks(folder))
+        else:  # processes, because most of it holds Python's lock; new ones, because a fork may copy a held lock
+            spawn = multiprocessing.get_context("spawn")
+            pool = stack.enter_context(ProcessPoolExecutor(cores(), mp_context=spawn))
+            measured = in_order(pool, _measure, _chunks(folder), ahead=4 * cores())
+        try:
+            yield from track(itertools.chain.from_iterable(measured), "measuring images", total=total)
+        except BrokenProcessPool:
+            raise OperatorError(
+                "a process that measures images was killed, perhaps for want of memory; free some, then `dvc repro`"
+            ) from None
 
-    console = Console(stderr=True)
-    rows = []
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("measuring images", total=None)
-        total = len(session_files(folder))
-        for number, session in enumerate(each_session(folder), start=1):
-            progress.update(task, description=f"measuring images, session {number} of {total}")
-            progress.reset(task, total=len(session.images))
-            for image in session.images:
-                facts = measure(_bytes(session, image))
-                identity = {"image": image.image, "session": session.session.id, "source": session.session.source}
-                rows.append({**identity, "label": image.label, **facts._asdict()})
-                progress.advance(task)
-    return rows
+
+def _chunks(folder: Path) -> Iterator[list[tuple[_Identity, bytes]]]:
+    for session in each_session(folder):
+        for start in range(0, len(session.images), _CHUNK):
+            yield [
+                ((image.image, session.session.id, session.session.source, image.label), _bytes(session, image))
+                for image in session.images[start : start + _CHUNK]
+            ]
+
+
+def _measure(chunk: list[tuple[_Identity, bytes]]) -> list[_Measured]:
+    return [(*identity, *measure(data)) for identity, data in chunk]
 
 
 def _bytes(session: SessionZip, image: ImageEntry) -> bytes:

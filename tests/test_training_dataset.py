@@ -2,7 +2,9 @@
 
 import io
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Iterator
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 
 from serving.errors import OperatorError, RejectedError
 from training.dataset import Row, load, need_both_classes, read_split
+from training.machine import in_order
 
 HEADER = "image,label,session,source,group,part\n"
 
@@ -93,3 +96,19 @@ def test_a_part_with_one_class_is_refused() -> None:
     """The message says which class is short of how many images."""
     with pytest.raises(RejectedError, match="the train part has 0 images of `free` and needs 2 at least"):
         need_both_classes([row("s/blocked/a.jpg"), row("s/blocked/b.jpg")], "train")
+
+
+def test_long_inputs_are_not_read_ahead() -> None:
+    """Results come in order, and the input is taken as they are used: memory does not grow with its length."""
+    taken = []
+
+    def items() -> Iterator[int]:
+        for item in range(100):
+            taken.append(item)
+            yield item
+
+    with ThreadPoolExecutor(2) as pool:
+        results = in_order(pool, lambda item: item * item, items(), ahead=4)
+        assert [next(results) for _ in range(10)] == [item * item for item in range(10)]
+        assert len(taken) == 13
+        assert list(results)[-1] == 99 * 99

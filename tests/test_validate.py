@@ -1,18 +1,23 @@
 """The stage `validate`: the table of images, near-duplicates, corrections, expectations."""
 
 import io
+import itertools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, List, Set, Tuple
+from unittest import mock
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
+from pipelines import images_facts, images_table
 from pipelines.images_facts import measure, near_duplicates
 from pipelines.images_table import COLUMNS, build, read_images
 from pipelines.params import DataParams
@@ -75,6 +80,14 @@ def test_measures_say_what_they_are_called() -> None:
         assert np.isnan(facts.brightness)
 
 
+def test_other_processes_measure_the_same(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many images are measured by several processes; the table is the same."""
+    here = build(PARAMS)
+    monkeypatch.setattr(images_table, "IN_PROCESSES", 1)
+    monkeypatch.setattr(images_table, "_CHUNK", 5)
+    pd.testing.assert_frame_equal(build(PARAMS), here)
+
+
 def flip(digits: str, bits: int) -> str:
     """The hash with so many of its bits changed."""
     return f"{int(digits, 16) ^ ((1 << bits) - 1):064x}"
@@ -92,6 +105,51 @@ def test_groups_join_what_is_at_most_16_bits_apart() -> None:
     group = near_duplicates([*many, flip(many[0], 3), many[1], "", ""], ["free"] * 704).group
     assert list(group[:700]) == list(range(700))
     assert list(group[700:]) == [0, 1, 700, 701]
+
+
+HASH = st.tuples(st.integers(0, 2), st.sets(st.integers(0, 255), max_size=12))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(HASH, st.sampled_from(["blocked", "free"])), max_size=40), st.integers(1, 50))
+def test_near_duplicates_are_those_of_comparing_each_with_each(
+    drawn: List[Tuple[Tuple[int, Set[int]], str]], most_pending: int
+) -> None:
+    """Whatever the bits, and however often the pairs are folded into the groups."""
+    views = [int.from_bytes(np.random.default_rng(view).bytes(32), "big") for view in range(3)]
+    values = [views[view] ^ sum(1 << bit for bit in flipped) for (view, flipped), _ in drawn]
+    labels = [label for _, label in drawn]
+    near = [[(a ^ b).bit_count() <= 16 for b in values] for a in values]
+    group = list(range(len(values)))
+    for one, other in itertools.combinations(range(len(values)), 2):
+        if near[one][other]:
+            group = [group[one] if number == group[other] else number for number in group]
+    with mock.patch.object(images_facts, "_MOST_PENDING", most_pending):
+        found = near_duplicates([f"{value:064x}" for value in values], labels)
+    assert list(found.group) == [list(dict.fromkeys(group)).index(number) for number in group]
+    assert list(found.contradicts) == [
+        any(near[i][j] and labels[i] != labels[j] for j in range(len(values))) for i in range(len(values))
+    ]
+
+
+def test_a_robot_that_stood_still_is_compared_in_little_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of frames of one view: not every pair of them is looked at."""
+    compared = 0
+    join = images_facts._Known.join
+
+    def counted(known: Any, left: np.ndarray, right: np.ndarray) -> bool:
+        nonlocal compared
+        compared += len(left)
+        return join(known, left, right)
+
+    monkeypatch.setattr(images_facts._Known, "join", counted)
+    monkeypatch.setattr(images_facts, "_MOST_PENDING", 20_000)
+    bits = np.random.default_rng(0).random((4000, 256)) < 2 / 256
+    hashes = [row.tobytes().hex() for row in np.packbits(bits, axis=1)]
+    found = near_duplicates(hashes, ["free", "blocked"] * 2000)
+    assert set(found.group) == {0}
+    assert found.contradicts.all()
+    assert compared < 1_000_000  # of 8 million pairs, each in up to 17 bands
 
 
 def test_contradictions_are_between_near_images_of_different_labels() -> None:

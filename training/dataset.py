@@ -1,21 +1,25 @@
-"""From the split to pixels: reads `build/split/split.csv` and decodes its images out of the session zips, once.
+"""From the split to pixels: reads `build/split/split.csv` and gives its images, decoded once (pack.py).
 
-An image is named `<session>/<label folder>/<file>` everywhere; its pixels are in `<sessions>/<session>.zip`. The label
-is the one in split.csv, where corrections have been applied, and not the folder. Choosing the parts is not done here.
+The label is the one in split.csv, where corrections have been applied, and not the folder in the zip. Choosing the
+parts is not done here.
 """
 
+import contextlib
 import csv
 import io
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, Iterator, List, NamedTuple, Sequence
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from serving.contracts.sessions import LABELS
 from serving.errors import OperatorError, RejectedError
-from serving.preprocess import FRAME_SHAPE, HEIGHT, WIDTH
+from serving.preprocess import FRAME_SHAPE
+from training import pack
+from training.frames import decode, open_session
+from training.machine import cores, in_order
 from training.progress import track
 
 PARTS = ("train", "validation", "test")
@@ -36,7 +40,7 @@ class Images(NamedTuple):
     """Decoded images of one part."""
 
     rows: List[Row]
-    pixels: np.ndarray  # (N, 224, 224, 3) uint8, RGB
+    pixels: Any  # (N, 224, 224, 3) uint8, RGB: an array or, where that would be large, `pack_file.PackedPixels`
     labels: np.ndarray  # (N,) int64: 0 blocked, 1 free
 
 
@@ -81,50 +85,27 @@ def need_both_classes(rows: Sequence[Row], part: str, at_least: int = 2) -> None
             )
 
 
-def load(rows: Sequence[Row], sessions: Path, what: str = "reading images") -> Images:
-    """Decodes the images of `rows` out of the zips in the folder `sessions`.
+def load(rows: Sequence[Row], sessions: Path, what: str = "reading images", cache: Path = pack.CACHE) -> Images:
+    """Images of `rows`, out of the pack in the folder `cache` (pack.py); a few, where there is none, out of the zips.
 
     Raises:
-        OperatorError: a session zip is missing.
+        OperatorError: a session zip is missing, or the disk has no room for the pack.
         RejectedError: an image is missing, broken, or not 224x224 RGB.
     """
-    pixels = np.empty((len(rows), *FRAME_SHAPE), dtype=np.uint8)
-    for index, frame in enumerate(track(_frames(rows, sessions), what, total=len(rows))):
-        pixels[index] = frame
+    images = [row.image for row in rows]
+    pixels = pack.read(images, sessions, what, cache)
+    if pixels is None:
+        pixels = np.empty((len(rows), *FRAME_SHAPE), dtype=np.uint8)
+        for index, frame in enumerate(track(_decoded(images, sessions), what, total=len(rows))):
+            pixels[index] = frame
     labels = np.array([LABELS.index(row.label) for row in rows], dtype=np.int64)
     return Images(list(rows), pixels, labels)
 
 
-def _frames(rows: Sequence[Row], sessions: Path) -> Iterator[np.ndarray]:
-    """Frames in the order of `rows`; a zip stays open while the rows are of its session."""
-    archive: Optional[zipfile.ZipFile] = None
-    opened = ""
-    try:
-        for row in rows:
-            session, _, member = row.image.partition("/")
-            if archive is None or session != opened:
-                if archive is not None:
-                    archive.close()
-                archive, opened = _open(sessions / f"{session}.zip"), session
-            yield _decode(archive, member, row.image)
-    finally:
-        if archive is not None:
-            archive.close()
-
-
-def _open(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as problem:
-        raise OperatorError(f"{path} cannot be read ({problem}); run `dvc pull`, then `dvc repro`") from None
-
-
-def _decode(archive: zipfile.ZipFile, member: str, name: str) -> np.ndarray:
-    try:
-        with archive.open(member) as file, Image.open(io.BytesIO(file.read())) as image:
-            frame = np.asarray(image.convert("RGB"), dtype=np.uint8)
-    except (KeyError, OSError, ValueError, UnidentifiedImageError, zipfile.BadZipFile) as problem:
-        raise RejectedError(f"{name} cannot be decoded ({problem}); run `dvc repro validate` to see them all") from None
-    if frame.shape != FRAME_SHAPE:
-        raise RejectedError(f"{name} is {frame.shape[1]}x{frame.shape[0]}, not {WIDTH}x{HEIGHT}; ingest it again")
-    return frame
+def _decoded(images: Sequence[str], sessions: Path) -> Iterator[np.ndarray]:
+    """Frames in the order of `images`, decoded by all cores."""
+    archives: Dict[str, zipfile.ZipFile] = {}
+    with contextlib.ExitStack() as opened, ThreadPoolExecutor(cores()) as pool:
+        for session in dict.fromkeys(image.partition("/")[0] for image in images):
+            archives[session] = opened.enter_context(open_session(sessions / f"{session}.zip"))
+        yield from in_order(pool, lambda image: decode(archives[image.partition("/")[0]], image), images, ahead=64)

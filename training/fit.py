@@ -15,12 +15,12 @@ from torch import nn
 from torch.nn import functional
 
 from serving.errors import RejectedError
-from training import augment, metrics
+from training import augment, distributed, metrics
 from training.dataset import Images
-from training.machine import cores, one_thread_per_operation
+from training.machine import cores, in_order, one_thread_per_operation
 from training.model import Network, last_layer, replace_layer
 from training.progress import track
-from training.replicas import Replicas
+from training.replicas import Loss, Replicas
 from training.settings import TrainSettings
 
 INFERENCE_BATCH = 16
@@ -68,7 +68,9 @@ def fit(
     one_thread_per_operation()
     way = _fit_head if settings.finetune == "head" else _fit_all
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    fitted = way(network.to(device), settings, training, validation, on_epoch)
+    network.to(device)
+    distributed.broadcast(network)
+    fitted = way(network, settings, training, validation, on_epoch)
     return Fitted(fitted.network.to("cpu").eval(), fitted.history, fitted.best)
 
 
@@ -79,15 +81,16 @@ def _fit_all(
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = BATCH_NORM_MOMENTUM
-    pixels, labels = torch.from_numpy(training.pixels), torch.from_numpy(training.labels)
+    labels = torch.from_numpy(training.labels)
     device = network.scale.device
     weights = class_weights(training.labels).to(device)
 
     def loss(replica: Network, chosen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        images = augment.batch_of(pixels[chosen], network.resolution, generator).to(device)
+        pixels = torch.from_numpy(training.pixels[chosen.numpy()])  # a copy: the rest may be on disk
+        images = augment.batch_of(pixels, network.resolution, generator).to(device)
         return _loss(replica.classify(images), labels[chosen].to(device), weights)
 
-    replicas = Replicas(network, settings.batch, settings.seed)
+    replicas = Replicas(network, settings.batch // distributed.size(), settings.seed + 1000 * distributed.rank())
     steps = _Steps(network.backbone, settings, len(labels))
     generator = torch.Generator().manual_seed(settings.seed)
     keeper = _BestKeeper(network)
@@ -95,11 +98,20 @@ def _fit_all(
         replicas.train()
         losses = []
         for chosen in track(list(_batches(len(labels), settings.batch, generator)), f"epoch {epoch}"):
-            losses.append(replicas.gradient(chosen, loss))
+            losses.append(_gradient(replicas, network, chosen, loss))
             steps.take(losses[-1], epoch)
             replicas.spread()
+        distributed.broadcast(network)  # each has its own statistics of batch normalisation
         keeper.judge(epoch, losses, infer(network, validation.pixels), validation.labels, on_epoch)
     return keeper.fitted()
+
+
+def _gradient(replicas: Replicas, network: Network, chosen: torch.Tensor, loss: Loss) -> float:
+    """Leaves the batch's gradient in the network and returns its loss; torchrun's processes each compute a share."""
+    mine = distributed.share(chosen)
+    network.zero_grad(set_to_none=True)
+    value = replicas.gradient(mine, loss) if len(mine) else 0.0
+    return distributed.add_gradients(network, value, len(mine) / len(chosen))
 
 
 def _fit_head(
@@ -136,6 +148,8 @@ def _fit_head(
 def infer(network: Network, pixels: np.ndarray, what: str = "inference") -> np.ndarray:
     """Logits (or features, where the last layer was taken away), in the mode that a robot runs.
 
+    Processes of torchrun must all ask: each answers for its share, and all get the whole.
+
     Args:
         network: changed to evaluation mode.
         pixels: (N, 224, 224, 3) uint8.
@@ -153,9 +167,10 @@ def infer(network: Network, pixels: np.ndarray, what: str = "inference") -> np.n
             found: np.ndarray = network(frames).cpu().numpy()
         return found
 
-    starts = range(0, len(pixels), INFERENCE_BATCH)
+    starts = np.array_split(np.arange(0, len(pixels), INFERENCE_BATCH), distributed.size())[distributed.rank()].tolist()
     with ThreadPoolExecutor(cores() if device.type == "cpu" else 1) as pool:
-        return np.concatenate(list(track(pool.map(answers, starts), what, total=len(starts))))
+        mine = list(track(in_order(pool, answers, starts), what, total=len(starts)))
+    return np.concatenate([part for parts in distributed.gather(mine) for part in parts])
 
 
 def class_weights(labels: np.ndarray) -> torch.Tensor:

@@ -2,11 +2,33 @@
 
 import os
 import random
+from collections import deque
+from concurrent.futures import Executor, Future
+from typing import Callable, Deque, Iterable, Iterator, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use; processes that torchrun started beside it have their share of them."""
+    all_of_them = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, all_of_them // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def in_order(pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int = 8) -> Iterator[Result]:
+    """`pool.map` for long inputs: at most `ahead` items are taken before their turn, so that memory does not grow."""
+    waiting: Deque["Future[Result]"] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 def one_thread_per_operation() -> None:

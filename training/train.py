@@ -54,14 +54,18 @@ def command() -> None:
       dvc repro train
       dvc exp run -S train.backbone=resnet18 -S train.epochs=30
       MLFLOW_TRACKING_URI=http://127.0.0.1:5000 dvc repro
+      torchrun --nproc-per-node=2 -m training.train      # a process per GPU, or several on CPUs
     """
+    from training import distributed
+
     log_to_stderr("WARNING")
     settings, sessions = read_params()
     parts = read_split(SPLIT_FILE)
     need_both_classes(parts["train"], "train", at_least=4)
     need_both_classes(parts["validation"], "validation", at_least=1)
     seed_everything(settings.seed)
-    train(settings, sessions, parts)
+    with distributed.group():
+        train(settings, sessions, parts)
 
 
 def train(settings: TrainSettings, sessions: Path, parts: Dict[str, List[Row]]) -> None:
@@ -71,17 +75,27 @@ def train(settings: TrainSettings, sessions: Path, parts: Dict[str, List[Row]]) 
         OperatorError: the weights, the sessions or MLflow cannot be had.
         RejectedError: an image is broken, or the loss stopped being a number.
     """
-    from training import fit, model
+    from training import distributed, fit, model
 
     network = model.Network(settings.backbone, settings.resolution)
     filled = model.load_weights(network, settings.weights)
+    if not distributed.is_main():  # the first process logs and writes
+        fit.fit(network, settings, load(parts["train"], sessions), load(parts["validation"], sessions))
+        return
     hashes = lineage.data_hashes(sessions)
     with Run.start(_run_name(settings, parts), _tags(settings, hashes)) as tracked:
         click.echo(f"MLflow run {tracked.id} in {tracked.file.tracking_uri}")
         training = load(parts["train"], sessions, "reading training images")
         validation = load(parts["validation"], sessions, "reading validation images")
         _log_inputs(tracked, settings, sessions, parts, hashes)
-        tracked.params({"weights_filled": len(filled), "cores": cores(), "machine": platform.node()})
+        tracked.params(
+            {
+                "weights_filled": len(filled),
+                "cores": cores(),
+                "processes": distributed.size(),
+                "machine": platform.node(),
+            }
+        )
 
         def on_epoch(line: fit.Epoch) -> None:
             click.echo(
