@@ -5,6 +5,7 @@
     writes  build/export/model.onnx    opset 13, batch 1, static shapes, preprocessing inside
             build/export/golden.npz    frames (N, 224, 224, 3) uint8 and the logits (N, 2) float32 that torch gave
             build/export/export.json   contract `ExportReport`
+            build/export/int8/         report.json and, where export.int8 asks and it is as accurate, model.int8.onnx
 
 Opset 13 is the newest that TensorRT 8.2 reads (Jetson Nano, JetPack 4.6). The same network gives the same bytes, so
 that its digest names it.
@@ -16,6 +17,7 @@ import json
 import os
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ import click
 import msgspec
 import numpy as np
 
+from pipelines import int8
 from pipelines.images_table import write_text
+from pipelines.onnx_run import logits_of_onnx
 from pipelines.params import DataParams, ExportParams, block
 from serving import preprocess
 from serving.command_line import run
@@ -147,21 +151,6 @@ def logits_of_torch(network: Any, frames: np.ndarray) -> np.ndarray:
     return np.asarray(answers, dtype=np.float32)
 
 
-def logits_of_onnx(model: bytes, frames: np.ndarray) -> np.ndarray:
-    """(N, 2) float32 by ONNX Runtime, fed as on the robot."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    batch = np.empty(preprocess.INPUT_SHAPE, dtype=np.float32)
-    answers = []
-    for frame in frames:
-        preprocess.into(frame, batch)  # type: ignore[no-untyped-call]
-        answers.append(session.run([preprocess.OUTPUT_NAME], {preprocess.INPUT_NAME: batch})[0][0])
-    return np.asarray(answers, dtype=np.float32)
-
-
 def read_decision(path: Path) -> Decision:
     """What the stage `evaluate` chose.
 
@@ -201,6 +190,23 @@ def export(network: Any, frames: np.ndarray, decision: Decision, out: Path) -> E
     return report
 
 
+def export_int8(read: Callable[[], int8.Material], asked: int8.Asked, out: Path) -> int8.Int8Report:
+    """Writes the folder int8 beside the model.onnx that `export` wrote.
+
+    Raises:
+        RejectedError: int8 must be had and is not as accurate.
+    """
+    quantised, report = int8.make((out / "model.onnx").read_bytes(), read, asked)
+    folder = out / "int8"
+    folder.mkdir(exist_ok=True)
+    if quantised is None:
+        (folder / "model.int8.onnx").unlink(missing_ok=True)
+    else:
+        _write(folder / "model.int8.onnx", quantised)
+    write_text(folder / "report.json", json.dumps(msgspec.to_builtins(report), indent=2) + "\n")
+    return report
+
+
 def _write(path: Path, content: bytes) -> None:
     draft = path.with_suffix(".draft")
     draft.write_bytes(content)
@@ -209,7 +215,7 @@ def _write(path: Path, content: bytes) -> None:
 
 @click.command()
 def command() -> None:
-    """Stage `export`: write the trained network as ONNX, with golden frames from the test part.
+    """Stage `export`: write the trained network as ONNX, in int8 too, with golden frames from the test part.
 
     \b
     Example:
@@ -218,17 +224,31 @@ def command() -> None:
     from training.model import restore
 
     params, sessions = block(ExportParams), Path(block(DataParams).sessions)
-    chosen = choose_golden(read_split(SPLIT_FILE)["test"], params.golden_frames)
+    parts = read_split(SPLIT_FILE)
+    chosen = choose_golden(parts["test"], params.golden_frames)
+    decision = read_decision(DECISION_FILE)
     with Run.resume() as tracked:
-        frames = load(chosen, sessions, "reading golden frames").pixels
-        report = export(restore(MODEL_FILE), frames, read_decision(DECISION_FILE), OUT)
+        network = restore(MODEL_FILE)
+        frames = np.asarray(load(chosen, sessions, "reading golden frames").pixels)
+        report = export(network, frames, decision, OUT)
+
+        def read() -> int8.Material:
+            seen = load(int8.spread(parts["train"], int8.CALIBRATION_IMAGES), sessions, "reading images for int8")
+            judged = load(int8.spread(parts["validation"], int8.VALIDATION_IMAGES), sessions, "reading validation")
+            logits = logits_of_torch(network, frames)
+            return int8.Material(np.asarray(seen.pixels), judged, frames, logits, decision)
+
+        quantised = export_int8(read, params.int8, OUT)
         for name in ("model.onnx", "golden.npz", "export.json"):
             tracked.artifact(OUT / name, "export")
+        for path in sorted((OUT / "int8").iterdir()):
+            tracked.artifact(path, "export/int8")
         tracked.metrics({"export/parity_max_abs": report.parity_max_abs, "export/onnx_mb": report.onnx_bytes / 1e6})
     click.echo(
         f"model.onnx: {report.onnx_bytes / 1e6:.1f} MB, sha256 {report.onnx_sha256[:12]}…, "
         f"differs from torch by {report.parity_max_abs:.1e} at most"
     )
+    click.echo(f"int8: {'kept' if quantised.kept else 'not kept'}, {quantised.reason}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def network(backbone: str = "mobilenet_v3_small", resolution: int = 224) -> Netw
     return Network(backbone, resolution).eval()
 
 
-@pytest.mark.parametrize(("backbone", "resolution"), [(name, 112 if name == "resnet18" else 224) for name in BACKBONES])
+@pytest.mark.parametrize(("backbone", "resolution"), [(name, side) for name in BACKBONES for side in (112, 224)])
 def test_every_network_answers_in_onnx_as_in_torch(backbone: str, resolution: int) -> None:
     """Preprocessing, layout and channel order included: the frames go in as the camera gives them."""
     made = network(backbone, resolution)
@@ -111,3 +111,26 @@ def test_the_report_tells_what_was_written(tmp_path: Path) -> None:
     assert (report.backbone, report.golden_count, report.decision) == ("mobilenet_v3_small", 2, decision)
     assert 0 <= report.parity_max_abs < 1e-4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["export.json", "golden.npz", "model.onnx"]
+
+
+def test_the_same_images_and_settings_give_the_same_digest() -> None:
+    """Trained twice from the same seed, on all cores, with dropout: the same ONNX file to the byte."""
+    import hashlib
+
+    from training.dataset import Images
+    from training.fit import fit
+    from training.machine import seed_everything
+    from training.settings import TrainSettings
+
+    pixels = np.random.default_rng(1).integers(0, 256, (24, 224, 224, 3), dtype=np.uint8)
+    labels = np.arange(24, dtype=np.int64) % 2
+    training, validation = Images([], pixels[:16], labels[:16]), Images([], pixels[16:], labels[16:])
+
+    def digest(seed: int) -> str:
+        settings = TrainSettings(resolution=112, epochs=1, batch=16, seed=seed)
+        seed_everything(seed)
+        fitted = fit(Network(settings.backbone, settings.resolution), settings, training, validation)
+        return hashlib.sha256(to_onnx(fitted.network)).hexdigest()
+
+    assert digest(1) == digest(1)
+    assert digest(1) != digest(2)

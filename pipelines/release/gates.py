@@ -7,10 +7,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 from pipelines.params import GateParams
-from serving.contracts.releases import GateResult, Measured
+from pipelines.quantize import MAX_LOGIT_ERROR
+from serving.contracts.releases import GateResult, Measured, Target
 
 ACCURACY_METRIC = "test/balanced_accuracy"
 RECALL_METRIC = "test/blocked_recall"
+INT8_TARGETS_TAG = "int8.targets"
 
 
 def accuracy_gates(metrics: Mapping[str, float], limits: GateParams) -> list[GateResult]:
@@ -34,9 +36,30 @@ def engine_gates(measured: Measured, target: str, limits: GateParams) -> list[Ga
         limits: must hold `max_latency_ms` of this target.
     """
     return [
-        at_most(f"parity.{target}", measured.parity_max_abs, limits.max_parity_error, "of a logit"),
+        at_most(f"parity.{target}", measured.parity_max_abs, max_parity_error(target, limits), "of a logit"),
         at_most(f"latency.{target}", measured.latency_p99_ms, limits.max_latency_ms.get(target), "ms, p99"),
     ]
+
+
+def max_parity_error(target: str, limits: GateParams) -> float:
+    """How far a logit of a target's engine may be from the trained network's.
+
+    int8 rounds every tensor; what that costs was judged by the accuracy on the validation part when it was exported
+    (pipelines/int8.py), and the limit of there is the one of here.
+    """
+    if Target.parse(target).precision == "int8":
+        return max(MAX_LOGIT_ERROR, limits.max_parity_error)
+    return limits.max_parity_error
+
+
+def targets_for(targets: Sequence[str], tags: Mapping[str, str]) -> list[str]:
+    """Those of the wanted targets that a model version is released for: int8 is left out where it would not pay.
+
+    Args:
+        tags: of the model version; `int8.targets` names the int8 targets that the stage `export` found better.
+    """
+    better = tags.get(INT8_TARGETS_TAG, "").split()
+    return [target for target in targets if Target.parse(target).precision != "int8" or target in better]
 
 
 def at_least(name: str, value: float | None, limit: float, what: str) -> GateResult:

@@ -17,6 +17,7 @@ from serving.contracts import releases
 from serving.errors import OperatorError, RejectedError
 
 ARTIFACTS = ("export/model.onnx", "export/golden.npz", "export/export.json")
+INT8_ARTIFACT = "export/int8/model.int8.onnx"  # where int8 was worth keeping
 _BLOCK_BEGIN, _BLOCK_END = "<!-- jetloop release: written by the release service -->", "<!-- /jetloop release -->"
 _BLOCK = re.compile(rf"\n*{re.escape(_BLOCK_BEGIN)}.*?{re.escape(_BLOCK_END)}\n*", re.DOTALL)
 
@@ -91,7 +92,7 @@ class Registry:
         """Fetches what a release is made of from the version's run.
 
         Returns:
-            ARTIFACTS -> file in `folder`.
+            ARTIFACTS, and INT8_ARTIFACT where the version has it -> file in `folder`.
 
         Raises:
             OperatorError: MLflow cannot be asked, or the disk is full.
@@ -102,7 +103,8 @@ class Registry:
             missing = [path for path in ARTIFACTS if path not in present]
             if missing:
                 raise RejectedError(f"its run holds no {', '.join(missing)}: run `dvc repro`, which logs it")
-            return {path: Path(self.client.download_artifacts(version.run_id, path, str(folder))) for path in ARTIFACTS}
+            wanted = ARTIFACTS + ((INT8_ARTIFACT,) if "lineage.int8_sha256" in version.tags else ())
+            return {path: Path(self.client.download_artifacts(version.run_id, path, str(folder))) for path in wanted}
 
     def tag(self, version: Version, tags: Mapping[str, str | None]) -> None:
         """Sets tags in the order given; None removes one.

@@ -111,10 +111,11 @@ class Service:
         limits = self._wanted.limits()
         published = self._repository.passports(version.release_id) if version.release_id else {}
         asked_anew = self._judged.get(name, version.number) != version.number
-        step = decide(version, channel, list(published), self._wanted.targets, self._text(limits), asked_anew)
+        targets = gates.targets_for(self._wanted.targets, version.tags)
+        step = decide(version, channel, list(published), targets, self._text(limits), asked_anew)
         if step is Step.BUILD:
             log.info("%s: version %s is promoted, judging it", name, version.number)
-            self._build(name, version, [t for t in self._wanted.targets if t not in published], limits)
+            self._build(name, version, [t for t in targets if t not in published], limits)
         elif step is Step.POINT:
             self._publish(name, version, Candidate({}, []))
         elif step is Step.FINISH and channel:
