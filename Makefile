@@ -1,7 +1,8 @@
 # The menu. `make` alone prints it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format services lock clean
+.PHONY: help setup demo test check format services lock clean \
+    bench-train bench-robot bench-outage bench-scale bench-networks bench-simulator
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
@@ -16,7 +17,7 @@ UV = UV_FIND_LINKS="$(subst $(space),$(comma),$(strip $(call pip_setting,PIP_FIN
      $(BIN)/uv
 
 help:  ## this menu
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 setup: .venv/.ready  ## .venv with everything pinned in constraints.txt
 
@@ -52,13 +53,29 @@ services: ## Debian packages of the servers that tests talk to (asks for root)
 	@command -v apt-get >/dev/null || { echo "this is no Debian or Ubuntu: install mosquitto, chromium and chromedriver yourself"; exit 1; }
 	@SUDO=$$([ $$(id -u) = 0 ] || echo sudo); \
 	    $$SUDO apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$SUDO apt-get install -qq -y --no-install-recommends \
-	    mosquitto chromium chromium-driver >/dev/null
+	    mosquitto chromium chromium-driver gstreamer1.0-tools gstreamer1.0-plugins-base gstreamer1.0-plugins-good systemd >/dev/null
 
 lock: setup  ## constraints.txt anew from pyproject.toml, at the newest versions
 	@$(UV) pip compile -q --upgrade --python-version 3.11 --no-annotate --no-header --extra platform --group dev pyproject.toml \
 	    | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > build/constraints.txt
 	@echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)" >> build/constraints.txt
 	@LC_ALL=C sort build/constraints.txt > constraints.txt && git --no-pager diff --stat constraints.txt
+
+# Benchmarks: each prints its table and writes build/bench/<name>.json; best on a machine with nothing else to do.
+bench-robot: setup  ## the robot's loop against one bare inference and the notebook's loop, and 100 swaps while driving
+	@$(BIN)/python -m tests.bench.robot --swaps 100
+
+bench-outage: setup  ## 100,000 events behind a broker that is down, and the robot's decisions while they drain
+	@$(BIN)/python -m tests.bench.outage
+
+bench-scale: setup  ## validate, split and pack of 1,000 to 100,000 images: time, memory, and dvc repro with nothing new
+	@$(BIN)/python -m tests.bench.scale
+
+bench-networks: setup  ## size and speed of the networks, fp32 and int8
+	@$(BIN)/python -m tests.bench.networks
+
+bench-simulator: setup  ## frames a second of the simulated camera
+	@$(BIN)/python -m tests.bench.simulator
 
 clean:  ## remove what the commands made, .venv excepted
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

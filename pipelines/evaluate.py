@@ -1,17 +1,22 @@
-"""Stage `evaluate`: how good the network is on rooms it has not seen, and from which probability a robot turns.
+"""Stage `evaluate`: how good the network is, how sure that is, and from which probability a robot turns.
 
-    reads   params.yaml (evaluate, data.sessions), build/train/model.pt and run.json, build/split/split.csv, the zips
+    reads   params.yaml (evaluate, data.sessions), build/train/model.pt, history.csv and run.json,
+            build/split/split.csv, the zips
     writes  build/evaluate/metrics.json    what `dvc metrics show` tells
             build/evaluate/decision.json   threshold and temperature, for the robot (contract `Decision`)
+            build/evaluate/parts.csv, sources.csv, sessions.csv   all metrics with their 95 % intervals: of test and
+                                           validation, and of the test images by source (person, place) and session
             build/evaluate/roc.csv, confusion.csv   for `dvc plots show`
-            build/evaluate/sources.csv     the test images by their source: person or place
-            build/evaluate/plots/*.png     the same as figures, for MLflow
+            build/evaluate/plots/*.png     figures, for MLflow
 
 Temperature and threshold are chosen on the validation part alone; the test part is only measured. Everything is
 logged to the MLflow run that the stage `train` started.
 """
 
+import csv
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,15 +28,23 @@ from pipelines.images_table import write_text
 from pipelines.params import DataParams, EvaluateParams, block
 from serving.command_line import run
 from serving.contracts.releases import Decision
+from serving.errors import OperatorError, RejectedError
 from serving.preprocess import CLASSES
-from training import metrics
+from training import figures, intervals, metrics
 from training.dataset import Images, Row, load, need_both_classes, read_split
+from training.progress import track
 from training.tracking import Run
 
 MODEL_FILE = Path("build/train/model.pt")
+HISTORY_FILE = Path("build/train/history.csv")
 SPLIT_FILE = Path("build/split/split.csv")
 OUT = Path("build/evaluate")
 FEWEST_TO_CALIBRATE = 30  # images; with fewer, the temperature would be fitted to chance
+# Columns of metrics.json; the ends of the other intervals are in parts.csv, or `dvc metrics show` could not be read.
+SHOWN = ("balanced_accuracy", "blocked_recall", "free_recall", "roc_auc", "calibration_error", "images")
+SHOWN_OF_TEST = (*SHOWN, *(f"{name}_{end}" for name in SHOWN[:2] for end in ("low", "high")))
+
+Line = dict[str, Any]
 
 
 class Judged(NamedTuple):
@@ -40,21 +53,24 @@ class Judged(NamedTuple):
     images: Images
     logits: np.ndarray  # (N, 2) float32
 
-    def measure(self, decision: Decision) -> dict[str, float]:
-        """Metrics of this part with a robot's decision."""
-        labels, p_blocked = self.images.labels, self.p_blocked(decision)
-        said = metrics.decided(p_blocked, decision.blocked_threshold)
-        found = {
-            "balanced_accuracy": metrics.balanced_accuracy(labels, said),
-            "blocked_recall": metrics.recall(labels, said, metrics.BLOCKED),
-            "free_recall": metrics.recall(labels, said, metrics.FREE),
-            "roc_auc": metrics.roc_auc(labels, p_blocked),
-            "calibration_error": metrics.calibration_error(labels, p_blocked),
-        }
-        return {**{name: round(value, 6) for name, value in found.items()}, "images": len(labels)}
-
     def p_blocked(self, decision: Decision) -> np.ndarray:
         return metrics.probabilities(self.logits, decision.temperature)
+
+    def measure(self, decision: Decision) -> dict[str, float]:
+        """Metrics of this part with a robot's decision, and their intervals; see `intervals.summary`."""
+        groups = [row.group for row in self.images.rows]
+        found = intervals.summary(self.images.labels, self.p_blocked(decision), decision.blocked_threshold, groups)
+        return {name: round(value, 6) for name, value in found.items()}
+
+    def by(self, key: Callable[[Row], str]) -> dict[str, "Judged"]:
+        """This part taken apart, such as by source; the pixels stay behind."""
+        names = np.array([key(row) for row in self.images.rows])
+        apart = {}
+        for name in sorted(set(names)):
+            chosen = np.flatnonzero(names == name)
+            rows = [self.images.rows[index] for index in chosen]
+            apart[str(name)] = Judged(Images(rows, None, self.images.labels[chosen]), self.logits[chosen])
+        return apart
 
 
 def decide(validation: Judged, min_blocked_recall: float) -> tuple[Decision, bool]:
@@ -67,73 +83,90 @@ def decide(validation: Judged, min_blocked_recall: float) -> tuple[Decision, boo
     return Decision(blocked_threshold=round(threshold, 6), temperature=round(temperature, 6)), reached
 
 
-def by_source(test: Judged, decision: Decision) -> list[dict[str, object]]:
-    """Metrics of the test images of each source; a class that a source lacks counts in none of them."""
-    sources = np.array([row.source for row in test.images.rows])
-    table: list[dict[str, object]] = []
-    for source in sorted(set(sources)):
-        chosen = sources == source
-        labels = test.images.labels[chosen]
-        said = metrics.decided(test.p_blocked(decision)[chosen], decision.blocked_threshold)
-        table.append(
-            {
-                "source": source,
-                "images": int(chosen.sum()),
-                "balanced_accuracy": round(metrics.balanced_accuracy(labels, said), 4),
-                "blocked_recall": round(metrics.recall(labels, said, metrics.BLOCKED), 4),
-            }
-        )
-    return table
+def lines_of(parts: dict[str, Judged], key: str, decision: Decision) -> list[Line]:
+    """A line of metrics for each part; a class that it lacks counts in none of them, and what cannot be told is nan."""
+    return [
+        {key: name, **part.measure(decision)} for name, part in track(parts.items(), f"measuring by {key}", len(parts))
+    ]
 
 
-def write(test: Judged, validation: Judged, decision: Decision, out: Path) -> dict[str, dict[str, float]]:
-    """Writes every output of the stage and returns the metrics by part."""
-    measured = {"test": test.measure(decision), "validation": validation.measure(decision)}
-    labels, p_blocked = test.images.labels, test.p_blocked(decision)
-    said = metrics.decided(p_blocked, decision.blocked_threshold)
-    write_text(out / "metrics.json", json.dumps(measured, indent=2) + "\n")
+def write(test: Judged, validation: Judged, decision: Decision, out: Path) -> list[Line]:
+    """Writes every output of the stage but the learning curves; returns the lines of parts.csv."""
+    parts = lines_of({"test": test, "validation": validation}, "part", decision)
+    sources = lines_of(test.by(lambda row: row.source), "source", decision)
+    sessions = lines_of(test.by(lambda row: row.session), "session", decision)
+    for name, lines in (("parts", parts), ("sources", sources), ("sessions", sessions)):
+        write_text(out / f"{name}.csv", _table(lines))
+    shown = {"test": _known(parts[0], SHOWN_OF_TEST), "validation": _known(parts[1], SHOWN)}
+    write_text(out / "metrics.json", json.dumps(shown, indent=2) + "\n")
     write_text(out / "decision.json", json.dumps(msgspec.to_builtins(decision), indent=2) + "\n")
-    write_text(out / "sources.csv", _table(by_source(test, decision)))
+
+    labels, p_blocked = test.images.labels, test.p_blocked(decision)
     curve = metrics.roc(labels, p_blocked)
     points = zip(curve.false_positive_rate, curve.true_positive_rate, np.minimum(curve.threshold, 1.0), strict=True)
     write_text(out / "roc.csv", _table([{"fpr": x, "tpr": y, "threshold": t} for x, y, t in points]))
-    pairs = zip(labels, said, strict=True)
+    pairs = zip(labels, metrics.decided(p_blocked, decision.blocked_threshold), strict=True)
     write_text(out / "confusion.csv", _table([{"actual": CLASSES[a], "predicted": CLASSES[b]} for a, b in pairs]))
-    _draw(labels, p_blocked, decision, out / "plots")
-    return measured
+    names = [row.image for row in test.images.rows]
+    answers = figures.Answers(names, test.images.pixels, labels, p_blocked, decision.blocked_threshold)
+    figures.draw_all(answers, sources, sessions, out / "plots")
+    return parts
 
 
-def _draw(labels: np.ndarray, p_blocked: np.ndarray, decision: Decision, folder: Path) -> None:
-    from training import figures
+def draw_history(path: Path, best_epoch: float | None, to: Path) -> None:
+    """The learning curves of the training, out of its history.csv.
 
-    folder.mkdir(parents=True, exist_ok=True)
-    said = metrics.decided(p_blocked, decision.blocked_threshold)
-    figures.confusion_matrix(labels, said, folder / "confusion.png")
-    figures.roc_curve(labels, p_blocked, decision.blocked_threshold, folder / "roc.png")
-    figures.calibration(labels, p_blocked, folder / "calibration.png")
+    Raises:
+        OperatorError: the file cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            lines = list(csv.DictReader(file))
+        history = {name: [float(line[name]) for line in lines] for name in lines[0]}
+    except (OSError, ValueError, LookupError, TypeError) as problem:
+        raise OperatorError(f"{path} cannot be read ({problem}); run `dvc repro --force train`") from None
+    figures.learning_curves(history, None if best_epoch is None else int(best_epoch), to)
 
 
-def _table(rows: list[dict[str, object]]) -> str:
+def _known(line: Line, names: tuple[str, ...]) -> dict[str, float]:
+    return {name: line[name] for name in names if math.isfinite(line[name])}
+
+
+def _table(rows: list[Line]) -> str:
     import pandas as pd
 
     return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
 
 
-def _log(tracked: Run, measured: dict[str, dict[str, float]], decision: Decision, out: Path) -> None:
-    tracked.metrics({f"{part}/{name}": value for part, found in measured.items() for name, value in found.items()})
+def _log(tracked: Run, parts: list[Line], decision: Decision, out: Path) -> None:
+    test, validation = parts
+    tracked.metrics({f"test/{name}": value for name, value in test.items() if name != "part"})
+    tracked.metrics({f"validation/{name}": validation[name] for name in SHOWN})
     tracked.metrics({f"decision/{name}": value for name, value in msgspec.to_builtins(decision).items()})
     tracked.artifact(out / "plots", "plots")
-    for name in ("metrics.json", "decision.json", "sources.csv"):
+    for name in ("metrics.json", "decision.json", "parts.csv", "sources.csv", "sessions.csv"):
         tracked.artifact(out / name, "evaluate")
 
 
 def judge(network: Any, rows: list[Row], sessions: Path, what: str) -> Judged:
-    """Reads the images of a part and asks a `training.model.Network` about them."""
+    """Reads the images of a part and asks a `training.model.Network` about them.
+
+    Raises:
+        OperatorError: a session cannot be read.
+        RejectedError: a class is missing, an image is broken, or a logit is no number.
+    """
     from training.fit import infer
 
     need_both_classes(rows, what, at_least=1)
     images = load(rows, sessions, f"reading {what} images")
-    return Judged(images, infer(network, images.pixels, f"judging {what} images"))
+    logits = infer(network, images.pixels, f"judging {what} images")
+    lost = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if len(lost):
+        raise RejectedError(
+            f"the network gives no numbers for {len(lost)} of {len(rows)} {what} images, such as "
+            f"{rows[lost[0]].image}; train it again (`dvc repro --force train`) with a lower train.learning_rate"
+        )
+    return Judged(images, logits)
 
 
 @click.command()
@@ -158,18 +191,37 @@ def command() -> None:
         test = judge(network, parts["test"], sessions, "test")
         decision, reached = decide(validation, params.min_blocked_recall)
         measured = write(test, validation, decision, OUT)
+        draw_history(HISTORY_FILE, tracked.logged_metrics().get("best_epoch"), OUT / "plots/curves.png")
         _log(tracked, measured, decision, OUT)
     if not reached:
         click.echo(
             f"warning: no threshold reaches a blocked recall of {params.min_blocked_recall} on the validation part; "
-            f"the nearest is taken ({measured['validation']['blocked_recall']:.3f})",
+            f"the nearest is taken ({measured[1]['blocked_recall']:.3f})",
             err=True,
         )
-    for part, found in measured.items():
-        click.echo(
-            f"{part}: {found['images']} images, balanced accuracy {found['balanced_accuracy']:.3f}, "
-            f"blocked recall {found['blocked_recall']:.3f}, AUC {found['roc_auc']:.3f}"
-        )
+    for line in measured:
+        click.echo(_told(line))
+    click.echo(how_unseen(parts))
+
+
+def _told(line: Line) -> str:
+    def sure(name: str) -> str:
+        low, high = line[f"{name}_low"], line[f"{name}_high"]
+        return f"{line[name]:.3f} ({low:.3f} to {high:.3f})" if math.isfinite(low) else f"{line[name]:.3f}"
+
+    return (
+        f"{line['part']}: {line['images']} images in {line['groups']} views, balanced accuracy "
+        f"{sure('balanced_accuracy')}, blocked recall {sure('blocked_recall')}, AUC {sure('roc_auc')}"
+    )
+
+
+def how_unseen(parts: dict[str, list[Row]]) -> str:
+    """What the test part can tell: its sources may be those that training has seen."""
+    seen = {row.source for row in parts["train"]}
+    unseen = sorted({row.source for row in parts["test"]} - seen)
+    if unseen:
+        return f"of the test part's sources, training has not seen {', '.join(unseen)}"
+    return "training has seen every source of the test part: this tells nothing about another place or person"
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ class EvaluateParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 class ExportParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     golden_frames: Annotated[int, msgspec.Meta(ge=2, le=256)]
+    int8: Literal["auto", "yes", "no"] = "no"  # auto: kept where it is as accurate, on a CPU where also quicker
 
 
 class GateParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -1,8 +1,10 @@
 """Stage `register`: the exported network as a version of the registered model `collision-avoidance` in MLflow.
 
-    reads   build/train/run.json, build/export/model.onnx and export.json
+    reads   build/train/run.json, build/export/model.onnx and export.json, and for the model card build/split/split.csv
+            and build/evaluate/sources.csv
     writes  build/register/version.json, and to MLflow: the ONNX model with its signature, a model version with the tags
-            lineage.git_commit, git_dirty, data, onnx_sha256, golden_sha256, run_id
+            lineage.git_commit, git_dirty, data, onnx_sha256, golden_sha256, run_id, and as its description the model
+            card
 
 It may be run again at any time, and may be killed at any time: the version is looked up by the digest of its ONNX file
 before one is added, and a version gets its tags in the call that creates it. Giving it an alias is left to a person.
@@ -18,6 +20,9 @@ import click
 import msgspec
 
 from pipelines.images_table import write_text
+from pipelines.int8 import Int8Report
+from pipelines.model_card import Evidence, read_evidence, write_card
+from pipelines.release.gates import INT8_TARGETS_TAG
 from serving import preprocess
 from serving.command_line import run
 from serving.contracts.releases import MODEL_NAME, ExportReport
@@ -44,11 +49,12 @@ class VersionFile(msgspec.Struct, frozen=True, kw_only=True):
     created: bool  # false: it was there before
 
 
-def register(tracked: Run, folder: Path = EXPORT, name: str = MODEL_NAME) -> VersionFile:
+def register(tracked: Run, evidence: Evidence, folder: Path = EXPORT, name: str = MODEL_NAME) -> VersionFile:
     """Finds or adds the model version of the exported network.
 
     Args:
         tracked: the run that trained it.
+        evidence: for the model card.
         folder: with model.onnx and export.json.
         name: of the registered model.
 
@@ -60,6 +66,9 @@ def register(tracked: Run, folder: Path = EXPORT, name: str = MODEL_NAME) -> Ver
     with reaching(tracking_uri()):
         found = find_version(tracked.client, name, report.onnx_sha256)
         version = found or _add_version(tracked, name, report, folder)
+        if not version.description:  # new, or its register was killed in between
+            card = write_card(tracked.client.get_run(version.tags["lineage.run_id"]), report, evidence)
+            tracked.client.update_model_version(name, version.version, card)
     return VersionFile(
         name=name,
         version=str(version.version),
@@ -87,6 +96,26 @@ def read_report(folder: Path) -> ExportReport:
     return report
 
 
+def read_int8(folder: Path) -> Int8Report:
+    """int8/report.json, after comparing its digest with the file beside it; without one, there is no int8.
+
+    Raises:
+        OperatorError: a file cannot be read, or is not by contract.
+        RejectedError: the digest is another.
+    """
+    path = folder / "int8/report.json"
+    if not path.exists():
+        return Int8Report(asked="no")
+    try:
+        report = convert(json.loads(path.read_text(encoding="utf-8")), Int8Report, str(path))
+        model = (folder / "int8/model.int8.onnx").read_bytes() if report.kept else b""
+    except (OSError, ValueError) as problem:
+        raise OperatorError(f"{path} cannot be read ({problem}); run `dvc repro export` first") from None
+    if report.kept and hashlib.sha256(model).hexdigest() != report.onnx_sha256:
+        raise RejectedError(f"model.int8.onnx is not the file that {path} names; run `dvc repro -f export`")
+    return report
+
+
 def find_version(client: Any, name: str, onnx_sha256: str) -> Any:
     """The newest version of the model with this ONNX digest, or None."""
     query = f"name = '{name}' and tags.`lineage.onnx_sha256` = '{onnx_sha256}'"
@@ -106,12 +135,13 @@ def _add_version(tracked: Run, name: str, report: ExportReport, folder: Path) ->
     tags = {key: value for key, value in trained.tags.items() if key.startswith("lineage.")}
     tags["lineage.onnx_sha256"] = report.onnx_sha256
     tags["lineage.golden_sha256"] = report.golden_sha256
+    int8 = read_int8(folder)
+    if int8.kept:
+        tags |= {"lineage.int8_sha256": int8.onnx_sha256, INT8_TARGETS_TAG: " ".join(int8.targets)}
     tags["lineage.run_id"] = tracked.id
     from mlflow import register_model
 
-    version = register_model(uri, name, tags=tags)
-    client.update_model_version(name, version.version, _describe(trained.metrics, report))
-    return version
+    return register_model(uri, name, tags=tags)
 
 
 def _ensure_registered(client: Any, name: str) -> None:
@@ -150,17 +180,6 @@ def _log_model(tracked: Run, path: Path, report: ExportReport) -> str:
     return str(logged.model_uri)
 
 
-def _describe(metrics: dict[str, float], report: ExportReport) -> str:
-    """What the person who promotes sees first in the registry."""
-    parts = [f"{report.backbone}"]
-    for key, text in (("test/balanced_accuracy", "balanced accuracy"), ("test/blocked_recall", "blocked recall")):
-        if key in metrics:
-            parts.append(f"{text} {metrics[key]:.3f}")
-    if "test/images" in metrics:
-        parts[-1] += f" on {metrics['test/images']:.0f} test images"
-    return ", ".join(parts)
-
-
 @click.command()
 def command() -> None:
     """Stage `register`: add the exported network to MLflow's registry as a version of `collision-avoidance`.
@@ -174,7 +193,7 @@ def command() -> None:
       python -m pipelines.register
     """
     with Run.resume() as tracked:
-        version = register(tracked)
+        version = register(tracked, read_evidence())
     write_text(OUT / "version.json", json.dumps(msgspec.to_builtins(version), indent=2) + "\n")
     click.echo(f"{version.name} version {version.version}" + ("" if version.created else ", which was there before"))
 

@@ -104,9 +104,18 @@ def test_the_run_can_be_compared_in_mlflow(done: Path, client: Any) -> None:
     assert contexts == {"train", "validation", "test"}
     assert run.data.tags["mlflow.source.git.commit"] == "unknown"  # the workspace is no git repository
     assert {file.path for file in client.list_artifacts(run.info.run_id, "plots")} == {
-        "plots/calibration.png",
-        "plots/confusion.png",
-        "plots/roc.png",
+        f"plots/{name}.png"
+        for name in (
+            "by_session",
+            "by_source",
+            "calibration",
+            "confusion",
+            "curves",
+            "mistakes",
+            "precision_recall",
+            "probabilities",
+            "roc",
+        )
     }
     packages = Path(client.download_artifacts(run.info.run_id, "environment/packages.txt")).read_text()
     assert "torch==" in packages

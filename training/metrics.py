@@ -1,14 +1,17 @@
 """How good a network is, in numpy alone: a training board need not have scikit-learn.
 
 Classes are numbers: 0 blocked, 1 free. `p_blocked` is the probability of `blocked` that the network gives.
+How sure the figures are is in intervals.py.
 """
 
-from typing import NamedTuple, Tuple
+from typing import Dict, NamedTuple, Tuple, Union
 
 import numpy as np
 
 BLOCKED, FREE = 0, 1
-EQUAL_BINS = 10
+MOST_BINS = 10
+FEWEST_IN_BIN = 10  # images; with fewer, chance alone would look like a calibration error
+Threshold = Union[float, np.ndarray]  # one for all images, or one each: (N,)
 
 
 def probabilities(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -29,7 +32,7 @@ def balanced_accuracy(labels: np.ndarray, said: np.ndarray) -> float:
     return float(np.mean([recall(labels, said, label) for label in present])) if present else float("nan")
 
 
-def decided(p_blocked: np.ndarray, threshold: float) -> np.ndarray:
+def decided(p_blocked: np.ndarray, threshold: Threshold) -> np.ndarray:
     """(N,) classes: blocked where its probability reaches the threshold, as the robot decides."""
     return np.where(p_blocked >= threshold, BLOCKED, FREE)
 
@@ -69,15 +72,44 @@ def roc_auc(labels: np.ndarray, p_blocked: np.ndarray) -> float:
     return float(np.sum(widths * heights))
 
 
+def precision_recall(labels: np.ndarray, p_blocked: np.ndarray) -> Tuple[np.ndarray, np.ndarray, float]:
+    """Recall and precision of `blocked` from the strictest threshold to the laxest, and the average precision."""
+    curve = roc(labels, p_blocked)
+    hits = curve.true_positive_rate * np.sum(labels == BLOCKED)
+    false = curve.false_positive_rate * np.sum(labels == FREE)
+    precision = np.append(1.0, hits[1:] / (hits[1:] + false[1:]))  # nothing said to be blocked: by convention 1
+    return curve.true_positive_rate, precision, float(np.sum(np.diff(curve.true_positive_rate) * precision[1:]))
+
+
+def equal_mass_bins(p_blocked: np.ndarray) -> np.ndarray:
+    """(N,) bin of each image, from 0: at most ten bins of about as many images each, equal probabilities together."""
+    bins = int(np.clip(len(p_blocked) // FEWEST_IN_BIN, 1, MOST_BINS))
+    edges = np.quantile(p_blocked, np.linspace(0, 1, bins + 1)[1:-1])
+    return np.searchsorted(edges, p_blocked, side="right")
+
+
 def calibration_error(labels: np.ndarray, p_blocked: np.ndarray) -> float:
-    """Expected calibration error (Guo et al. 2017) over ten bins of `p_blocked`: 0.1 is ten points off on average."""
-    bins = np.minimum((p_blocked * EQUAL_BINS).astype(int), EQUAL_BINS - 1)
-    blocked = (labels == BLOCKED).astype(float)
-    error = 0.0
-    for index in np.unique(bins):
-        inside = bins == index
-        error += float(np.mean(inside)) * abs(float(np.mean(p_blocked[inside]) - np.mean(blocked[inside])))
-    return error
+    """Expected calibration error (Guo et al. 2017) over bins of equal mass: 0.1 is ten points off on average.
+
+    Equal mass (Nixon et al. 2019, "adaptive") because a trained network puts most images near 0 and 1: bins of equal
+    width would leave those between nearly empty, and their noise would count.
+    """
+    if not len(labels):
+        return float("nan")
+    off = np.bincount(equal_mass_bins(p_blocked), weights=p_blocked - (labels == BLOCKED))
+    return float(np.abs(off).sum() / len(labels))
+
+
+def measure(labels: np.ndarray, p_blocked: np.ndarray, threshold: Threshold) -> Dict[str, float]:
+    """The metrics that everything here is compared by; what cannot be measured is nan."""
+    said = decided(p_blocked, threshold)
+    return {
+        "balanced_accuracy": balanced_accuracy(labels, said),
+        "blocked_recall": recall(labels, said, BLOCKED),
+        "free_recall": recall(labels, said, FREE),
+        "roc_auc": roc_auc(labels, p_blocked),
+        "calibration_error": calibration_error(labels, p_blocked),
+    }
 
 
 def confusion(labels: np.ndarray, said: np.ndarray) -> np.ndarray:
@@ -109,12 +141,11 @@ def choose_threshold(labels: np.ndarray, p_blocked: np.ndarray, min_blocked_reca
     between = 1 / (1 + np.exp(-(logits[1:] + logits[:-1]) / 2))
     candidates = np.clip(np.concatenate([between, [0.02, 0.5, 0.98]]), 0.02, 0.98)
 
-    def judged(threshold: float) -> Tuple[float, float]:
-        said = decided(p_blocked, threshold)
-        return recall(labels, said, BLOCKED), balanced_accuracy(labels, said)
-
-    results = [(float(t), *judged(float(t))) for t in candidates]
-    enough = [r for r in results if r[1] >= min_blocked_recall]
-    if enough:
-        return max(enough, key=lambda r: (r[2], -abs(r[0] - 0.5)))[0], True
-    return max(results, key=lambda r: (r[1], r[2]))[0], False
+    blocked, free = np.sort(p_blocked[labels == BLOCKED]), np.sort(p_blocked[labels == FREE])
+    found = (len(blocked) - np.searchsorted(blocked, candidates)) / max(len(blocked), 1)
+    passed = np.searchsorted(free, candidates) / max(len(free), 1)
+    results = np.stack([candidates, found, (found + passed) / 2], axis=1)
+    enough = results[found >= min_blocked_recall]
+    if len(enough):
+        return float(max(enough, key=lambda r: (r[2], -abs(r[0] - 0.5)))[0]), True
+    return float(max(results, key=lambda r: (r[1], r[2]))[0]), False

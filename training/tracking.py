@@ -8,9 +8,10 @@ import contextlib
 import json
 import logging
 import os
+import re
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Union
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -23,9 +24,18 @@ EXPERIMENT = "collision-avoidance"
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
 STORE = Path("build/mlflow")
 RUN_FILE = Path("build/train/run.json")
+FAILED_TAG = "failed"  # why the run, or a stage that went on with it, failed last
 # A server that is down is told of within seconds, where MLflow alone would try for minutes.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-LAST_TRY_S = 60.0  # how long a finished training waits for a server that restarts
+LAST_TRY_S = 60.0  # how long an open run waits for a server that restarts
+# CPU, memory, disk and network are read so often: some points for a training of seconds, and few for one of hours.
+SYSTEM_METRICS_EVERY_S = 2.0
+# What MLflow's client says when nothing answered, with the reason behind it; an answer that refuses reads otherwise.
+_NO_ANSWER = re.compile(r"failed with (timeout )?exception|connection refused", re.IGNORECASE)
+
+
+class Unreachable(OperatorError):
+    """The server did not answer; it may restart, and answer the same call later."""
 
 
 class RunFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +56,7 @@ def reaching(uri: str) -> Iterator[None]:
     """Turns what MLflow raises into one line.
 
     Raises:
-        OperatorError: the store does not answer, or refuses what was asked.
+        OperatorError: the store refuses what was asked, or (`Unreachable`) does not answer.
     """
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
@@ -55,7 +65,8 @@ def reaching(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, RequestException, OSError) as problem:
         first_line = (str(problem).splitlines() or [type(problem).__name__])[0][:300]
-        raise OperatorError(
+        family = Unreachable if uri.startswith("http") and _NO_ANSWER.search(str(problem)) else OperatorError
+        raise family(
             f"MLflow at {uri}: {first_line}. Start it (`jetloop mlflow`), or mend or unset MLFLOW_TRACKING_URI"
         ) from None
 
@@ -82,14 +93,18 @@ def connect() -> Any:
 
 
 class Run:
-    """A run that is open. Metrics wait in memory while the server is away, so that a restart costs no training.
+    """A run that is open. A server that restarts costs no training: metrics wait in memory, other calls for a minute.
 
-    Use as a context manager: an exception marks the run as failed, with the reason as a tag.
+    Use as a context manager: an exception marks the run as failed, Ctrl-C as killed, with the reason as a tag. While a
+    run that was started here is open, MLflow's own thread logs what the machine does, as `system/…`.
     """
 
-    def __init__(self, client: Any, file: RunFile) -> None:
+    def __init__(self, client: Any, file: RunFile, started: bool = False, failed: bool = False) -> None:
         self.client = client
         self.file = file
+        self._started = started  # here, and not by an earlier stage
+        self._failed = failed  # an earlier try of a stage
+        self._system: Any = None
         self._waiting: List[Any] = []
 
     @property
@@ -107,7 +122,7 @@ class Run:
         uri, experiment = tracking_uri(), os.environ.get(EXPERIMENT_VARIABLE) or EXPERIMENT
         with reaching(uri):
             run = client.create_run(_experiment_id(client, experiment, uri), tags=tags, run_name=name)
-        return cls(client, RunFile(run_id=run.info.run_id, tracking_uri=uri, experiment=experiment))
+        return cls(client, RunFile(run_id=run.info.run_id, tracking_uri=uri, experiment=experiment), started=True)
 
     @classmethod
     def resume(cls, path: Path = RUN_FILE) -> "Run":
@@ -125,7 +140,7 @@ class Run:
         client = connect()
         with reaching(tracking_uri()):
             try:
-                client.get_run(file.run_id)
+                found = client.get_run(file.run_id)
             except MlflowException as problem:
                 if getattr(problem, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
                     raise
@@ -133,30 +148,36 @@ class Run:
                     f"run {file.run_id} of {path} is not in {tracking_uri()}, it was made in {file.tracking_uri}; "
                     "set MLFLOW_TRACKING_URI to that, or train anew: `dvc repro --force train`"
                 ) from None
-        return cls(client, file)
+        return cls(client, file, failed=FAILED_TAG in found.data.tags)
 
     def __enter__(self) -> "Run":
+        if self._started:
+            self._system = _log_system_metrics(self.id)
         return self
 
     def __exit__(self, kind: Any, problem: Optional[BaseException], _: Any) -> None:
+        if self._system is not None:
+            self._system.finish()
         if problem is None:
             self._end()
             return
+        interrupted = isinstance(problem, KeyboardInterrupt)
+        reason = "interrupted" if interrupted else str(problem)[:500] or type(problem).__name__
         with contextlib.suppress(OperatorError), reaching(tracking_uri()):  # the first error is the one to tell
-            self.client.set_tag(self.id, "failed", str(problem)[:500] or type(problem).__name__)
-            self.client.set_terminated(self.id, "FAILED")
+            self.client.set_tag(self.id, FAILED_TAG, reason)
+            self.client.set_terminated(self.id, "KILLED" if interrupted else "FAILED")
 
     def params(self, params: Dict[str, object]) -> None:
         from mlflow.entities import Param
 
-        with reaching(tracking_uri()):
-            self.client.log_batch(self.id, params=[Param(name, str(value)) for name, value in params.items()])
+        logged = [Param(name, str(value)) for name, value in params.items()]
+        self._patiently(lambda: self.client.log_batch(self.id, params=logged))
 
     def tags(self, tags: Dict[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        with reaching(tracking_uri()):
-            self.client.log_batch(self.id, tags=[RunTag(name, value) for name, value in tags.items()])
+        logged = [RunTag(name, value) for name, value in tags.items()]
+        self._patiently(lambda: self.client.log_batch(self.id, tags=logged))
 
     def metrics(self, metrics: Dict[str, float], step: int = 0) -> None:
         """Logs the metrics now, or with the next ones if the server does not answer. NaN is left out."""
@@ -171,15 +192,11 @@ class Run:
 
     def artifact(self, path: Path, folder: str) -> None:
         """Copies a file, or all of a folder, to `folder` of the run's artifacts."""
-        with reaching(tracking_uri()):
-            if path.is_dir():
-                self.client.log_artifacts(self.id, str(path), folder)
-            else:
-                self.client.log_artifact(self.id, str(path), folder)
+        log = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
+        self._patiently(lambda: log(self.id, str(path), folder))
 
     def text(self, text: str, artifact: str) -> None:
-        with reaching(tracking_uri()):
-            self.client.log_text(self.id, text, artifact)
+        self._patiently(lambda: self.client.log_text(self.id, text, artifact))
 
     def dataset(self, name: str, digest: str, path: Path, context: str, profile: Dict[str, Union[int, str]]) -> None:
         """Names a set of images that the run used, by its DVC hash; the UI lists it under Datasets."""
@@ -187,8 +204,13 @@ class Run:
 
         source = json.dumps({"uri": str(path)})
         used = Dataset(name, digest[:36], "local", source, profile=json.dumps(profile))
-        with reaching(tracking_uri()):
-            self.client.log_inputs(self.id, [DatasetInput(used, [InputTag("mlflow.data.context", context)])])
+        inputs = [DatasetInput(used, [InputTag("mlflow.data.context", context)])]
+        self._patiently(lambda: self.client.log_inputs(self.id, inputs))
+
+    def logged_metrics(self) -> Dict[str, float]:
+        """Last values of the run's metrics, those of earlier stages too."""
+        found: Dict[str, float] = self._patiently(lambda: self.client.get_run(self.id)).data.metrics
+        return found
 
     def _flush(self) -> None:
         with reaching(tracking_uri()):
@@ -196,18 +218,39 @@ class Run:
         self._waiting = []
 
     def _end(self) -> None:
+        self._patiently(self._flush)
+        if self._failed:
+            self._patiently(lambda: self.client.delete_tag(self.id, FAILED_TAG))
+        self._patiently(lambda: self.client.set_terminated(self.id))
+
+    def _patiently(self, call: Callable[[], Any]) -> Any:
         deadline = time.monotonic() + LAST_TRY_S
         while True:
             try:
-                self._flush()
                 with reaching(tracking_uri()):
-                    self.client.set_terminated(self.id)
-                return
-            except OperatorError as problem:
-                if not self._waiting or time.monotonic() > deadline:
+                    return call()
+            except Unreachable as problem:
+                if time.monotonic() > deadline:
                     raise
-                LOG.warning("trying again for %.0f s: %s", LAST_TRY_S, problem)
+                LOG.warning("trying again for %.0f s: %s", deadline - time.monotonic(), problem)
                 time.sleep(2.0)
+
+
+def _log_system_metrics(run_id: str) -> Any:
+    """Starts MLflow's monitor, whose `finish` ends it. None where it is switched off or, with a word, lacks psutil."""
+    if os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true").lower() not in ("true", "1"):
+        return None
+    try:
+        import psutil
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+    except ImportError as problem:
+        LOG.warning("the run will have no system metrics (%s); `pip install psutil` adds them", problem)
+        return None
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)  # it tells of its start and its end
+    psutil.cpu_percent()  # counts from the call before, and the first has none
+    monitor = SystemMetricsMonitor(run_id, sampling_interval=SYSTEM_METRICS_EVERY_S)
+    monitor.start()
+    return monitor
 
 
 def _experiment_id(client: Any, name: str, uri: str) -> str:
