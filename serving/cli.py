@@ -10,6 +10,7 @@ from serving.errors import OperatorError
 COMMANDS = {
     "run": ("serving.daemon:command", "Run the robot: camera, model, motors, updates and events."),
     "status": ("serving.cli:status", "What the robot on this machine does, from its state files."),
+    "doctor": ("serving.doctor:command", "Say what this robot has, what is missing, and what to do."),
     "check-config": ("serving.cli:check_config", "Read robot.toml and say what is wrong with it, if anything."),
     "example-config": ("serving.cli:example_config", "Print a robot.toml to begin with."),
 }

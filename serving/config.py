@@ -63,6 +63,8 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     keepalive_s: Annotated[int, Meta(ge=1, le=3600)] = 15
     reconnect_max_s: Seconds = 30.0  # longest pause between two attempts
     max_in_flight: Annotated[int, Meta(ge=1, le=1000)] = 20  # events sent and not yet acknowledged
+    max_events_per_s: Annotated[float, Meta(ge=1, le=100_000)] = 500.0  # after an outage: deciding comes first
+    settle_s: Annotated[float, Meta(ge=0, le=3600)] = 5.0  # from an acknowledgement to the broker having it on disk
 
     def __post_init__(self) -> None:
         if bool(self.certificate) != bool(self.key):
@@ -79,6 +81,8 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     decide_timeout_ms: Annotated[float, Meta(gt=0, le=10_000)] = 150.0  # a worker that takes longer is hung
     max_latency_ratio: Annotated[float, Meta(gt=0)] = 10.0  # median here against the passport's; boards differ
     max_latency_ms: Annotated[float, Meta(gt=0, le=10_000)] = 100.0  # median of a new engine; slower ones are refused
+    max_memory_mb: Megabytes = 1500.0  # a worker that holds more is ended and started again
+    max_failures: Annotated[int, Meta(ge=1, le=1000)] = 3  # in a row; then the engine before it takes over
 
     def __post_init__(self) -> None:
         try:
@@ -112,6 +116,28 @@ class OutboxSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Events that wait for the broker."""
 
     max_mb: Megabytes = 64.0
+    max_age_h: Annotated[float, Meta(gt=0, le=100_000)] = 720.0  # of running time; older events are dropped
+
+
+class ProbationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a new engine must drive at first, or the robot goes back to the one before it."""
+
+    duration_s: Annotated[float, Meta(ge=0, le=86_400)] = 120.0  # of driving, after each swap; 0: no probation
+    max_latency_p99_ms: Annotated[float, Meta(gt=0, le=10_000)] = 120.0  # from having the frame to the motors
+    min_blocked_rate: Annotated[float, Meta(ge=0, le=1)] = 0.0  # share of decisions that are not `forward`
+    max_blocked_rate: Annotated[float, Meta(ge=0, le=1)] = 0.95
+    max_spin_s: Seconds = 40.0  # of driving without one `forward`, backing off included
+    max_restarts: Annotated[int, Meta(ge=0, le=1000)] = 1  # of the engine, after it crashed, hung or answered nonsense
+    max_starts: Annotated[int, Meta(ge=1, le=1000)] = 5  # of the daemon that did not end as they should
+
+
+class ShadowSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An engine of another channel that sees the same frames, without driving."""
+
+    channel: Literal["", "champion", "canary"] = ""  # empty: none
+    frames_per_s: Annotated[float, Meta(gt=0, le=120)] = 5.0  # at most; the engine that drives comes first
+    keep_frames: Annotated[int, Meta(ge=0, le=10_000)] = 200  # the most disagreeing ones, in disagreements/
+    keep_mb: Megabytes = 20.0
 
 
 class RobotConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -123,6 +149,8 @@ class RobotConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     mqtt: MqttSettings
     engine: EngineSettings = msgspec.field(default_factory=EngineSettings)
     control: ControlSettings = msgspec.field(default_factory=ControlSettings)
+    probation: ProbationSettings = msgspec.field(default_factory=ProbationSettings)
+    shadow: ShadowSettings = msgspec.field(default_factory=ShadowSettings)
     recorder: RecorderSettings = msgspec.field(default_factory=RecorderSettings)
     outbox: OutboxSettings = msgspec.field(default_factory=OutboxSettings)
     metrics_interval_s: Seconds = 10.0
@@ -176,7 +204,7 @@ state_dir = "state"                # slots, outbox, flight recorder; must surviv
 # ring = "champion"                # or canary: which channel of releases this robot runs
 
 [hardware]
-kind = "simulated"                 # an entry point of the group jetloop.hardware
+kind = "simulated"                 # or jetbot: an entry point of the group jetloop.hardware
 # [hardware.options]               # arguments of that kind
 
 [repository]
@@ -197,6 +225,8 @@ host = "127.0.0.1"
 # keepalive_s = 15
 # reconnect_max_s = 30
 # max_in_flight = 20
+# max_events_per_s = 500           # after an outage
+# settle_s = 5                     # an acknowledged event is kept so long, in case the broker dies before it saved it
 
 [engine]
 # target = "cpu-ort-fp32"          # the engines that this machine runs
@@ -206,6 +236,8 @@ host = "127.0.0.1"
 # decide_timeout_ms = 150          # a worker that takes longer is ended and started again
 # max_latency_ratio = 10           # a new engine is refused when its median is over this many times its passport's
 # max_latency_ms = 100             # ... or over this
+# max_memory_mb = 1500             # a worker that holds more memory is ended and started again
+# max_failures = 3                 # in a row, then the engine before this one takes over
 
 [control]
 # max_age_ms = 200                 # no decision on a frame younger than this: motors to zero
@@ -218,10 +250,26 @@ host = "127.0.0.1"
 # stuck_after_s = 6                # turning for longer: back off, then turn the other way
 # back_off_s = 0.5
 
+[probation]                         # of a new engine; what does not hold puts the one before it back
+# duration_s = 120                 # of driving; 0: no probation
+# max_latency_p99_ms = 120
+# min_blocked_rate = 0             # share of decisions that are not `forward`
+# max_blocked_rate = 0.95
+# max_spin_s = 40                  # of driving without one `forward`
+# max_restarts = 1                 # of the engine, after it crashed, hung or answered nonsense
+# max_starts = 5                   # starts of the daemon that did not end as they should
+
+[shadow]                           # an engine that sees the same frames and does not drive
+# channel = ""                     # champion or canary; empty: none
+# frames_per_s = 5                 # at most
+# keep_frames = 200                # the most disagreeing ones, in state_dir/disagreements
+# keep_mb = 20
+
 [recorder]
 # path = ""                        # empty: decisions.csv in robot.state_dir
 # max_mb = 20
 
 [outbox]
 # max_mb = 64                      # events that wait for the broker
+# max_age_h = 720                  # ... and how long, in hours that the robot runs
 """

@@ -8,9 +8,7 @@ import datetime
 import logging
 import threading
 import time
-from typing import Any, Dict, List, NamedTuple, Optional
-
-import numpy as np
+from typing import Any, Callable, Dict, NamedTuple, Optional
 
 from serving.config import ControlSettings
 from serving.decide import Action, DriveState, Motion, decide
@@ -20,6 +18,7 @@ from serving.errors import OperatorError
 from serving.hardware.base import Frame, Hardware, Readings
 from serving.motors import DeadMan
 from serving.recorder import Line, Recorder
+from serving.window import Window
 
 log = logging.getLogger("control")
 
@@ -35,47 +34,27 @@ class Status(NamedTuple):
     reason: str = ""
 
 
-class Window:
-    """What is counted between two metrics events. Added to by the control thread, taken by another."""
+class _Done(NamedTuple):
+    """A decision that reached the motors. Times are of time.monotonic()."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._since_s = time.monotonic()
-        self._latency_ms: List[float] = []
-        self._age_ms: List[float] = []
-        self._blocked = 0
-        self._stale = 0
+    action: Action
+    loaded: Loaded
+    sequence: int
+    captured_s: float
+    received_s: float
+    done_s: float
 
-    def add(self, latency_ms: float, age_ms: float, blocked: bool) -> None:
-        with self._lock:
-            self._latency_ms.append(latency_ms)
-            self._age_ms.append(age_ms)
-            self._blocked += blocked
 
-    def add_stale(self) -> None:
-        with self._lock:
-            self._stale += 1
-
-    def take(self) -> Dict[str, Any]:
-        """Everything since the last call, as the data of a `metrics` event. No decisions: no percentiles."""
-        with self._lock:
-            now_s = time.monotonic()
-            interval_s, self._since_s = now_s - self._since_s, now_s
-            latency_ms, self._latency_ms = self._latency_ms, []
-            age_ms, self._age_ms = self._age_ms, []
-            blocked, self._blocked = self._blocked, 0
-            stale, self._stale = self._stale, 0
-        taken: Dict[str, Any] = {"interval_s": interval_s, "decisions": len(latency_ms), "stale_frames": stale}
-        taken["decisions_per_s"] = len(latency_ms) / interval_s if interval_s > 0 else 0.0
-        if latency_ms:
-            taken["blocked_rate"] = blocked / len(latency_ms)
-            taken["latency_p50_ms"], taken["latency_p99_ms"] = map(float, np.percentile(latency_ms, (50, 99)))
-            taken["age_p50_ms"], taken["age_p99_ms"] = map(float, np.percentile(age_ms, (50, 99)))
-        return taken
+def _nobody_listens(loaded: Loaded, frame: Frame, action: Action, latency_ms: float) -> None:
+    """In the place of a listener."""
 
 
 class Control:
     """The control thread.
+
+    Args:
+        on_decided: told of each decision that reached the motors, with its latency in ms. It must not wait; the
+            frame's pixels are its own to read only until it returns.
 
     Attributes:
         window: counts for the next metrics event.
@@ -92,6 +71,7 @@ class Control:
         motors: DeadMan,
         recorder: Recorder,
         reporter: Tells,
+        on_decided: Callable[[Loaded, Frame, Action, float], None] = _nobody_listens,
     ) -> None:
         self._hardware = hardware
         self._settings = settings
@@ -101,11 +81,13 @@ class Control:
         self._motors = motors
         self._recorder = recorder
         self._reporter = reporter
+        self._on_decided = on_decided
         self._drive = DriveState()
         self._driver: Optional[Loaded] = None  # made the last decision
         self._avoiding_since_s: Optional[float] = None
         self._last: Optional[Action] = None
         self._sequence = 0
+        self._done: Optional[_Done] = None  # the last decision, not yet written down
         self._standing = "no frame yet"  # why nothing moves, as far as this thread knows
         self._acted_s = 0.0  # time.monotonic() of the last decision that reached the motors
         self._stale_told_s = -_STALE_EVENT_EVERY_S
@@ -147,23 +129,29 @@ class Control:
             log.exception("the control loop failed")
             self.crashed = problem
             self._motors.stop("the control loop failed")
+        self._note_last()
 
     def step(self) -> None:
-        """One turn of the loop: at most one frame and one decision."""
-        loaded = self._supervisor.take()
+        """One turn of the loop: at most one frame and one decision; then, the motors set, what can wait."""
         frame = self._read()
-        self._read_sensors()
-        if frame is None:
-            return
+        loaded = self._supervisor.take()
         if loaded is None:
             self._driver = None
-            return
-        received_s = time.monotonic()
+        elif frame is not None:
+            self._decide_on(frame, loaded, time.monotonic())
+        if frame is None or loaded is None:
+            self._note_last()
+        self._read_sensors()
+
+    def _decide_on(self, frame: Frame, loaded: Loaded, received_s: float) -> None:
+        """From the frame to the motors; nothing here waits for anything but the engine."""
         if received_s - frame.captured_at > self._max_age_s:
             self._stale("old-frame", received_s - frame.captured_at)
             return
         try:
-            logits = loaded.engine.infer(frame.pixels, self._decide_timeout_s)
+            loaded.engine.begin(frame.pixels)
+            self._note_last()  # while the engine computes
+            logits = loaded.engine.result(self._decide_timeout_s)
         except EngineFailed as problem:
             self._motors.stop(str(problem))
             self._stand_still(str(problem))
@@ -210,13 +198,23 @@ class Control:
         self._supervisor.decided(loaded)
         self._sequence += 1
         self._acted_s, self._standing = done_s, ""
-        latency_ms, age_ms = (done_s - received_s) * 1e3, (done_s - frame.captured_at) * 1e3
+        self._done = _Done(action, loaded, self._sequence, frame.captured_at, received_s, done_s)
+        self._on_decided(loaded, frame, action, (done_s - received_s) * 1e3)
+        return True
+
+    def _note_last(self) -> None:
+        """Writes the last decision down, once."""
+        done, self._done = self._done, None
+        if done is None:
+            return
+        action = done.action
+        latency_ms, age_ms = (done.done_s - done.received_s) * 1e3, (done.done_s - done.captured_s) * 1e3
         self.window.add(latency_ms, age_ms, action.motion is not Motion.FORWARD)
         self._recorder.record(
             Line(
-                captured_unix_s=time.time() - (done_s - frame.captured_at),
-                sequence=self._sequence,
-                engine=loaded.passport.engine.sha256,
+                captured_unix_s=time.time() - (time.monotonic() - done.captured_s),
+                sequence=done.sequence,
+                engine=done.loaded.passport.engine.sha256,
                 p_blocked=action.p_blocked,
                 action=action.motion.value,
                 age_ms=age_ms,
@@ -225,7 +223,6 @@ class Control:
                 right=action.right,
             )
         )
-        return True
 
     def _stand_still(self, reason: str) -> bool:
         """Remembers why nothing moves; True when the reason is new."""

@@ -27,16 +27,22 @@ from serving.command_line import log_to_stderr
 from serving.config import RobotConfig, load
 from serving.contracts.events import RobotState, utc_now
 from serving.control import Control, Status
+from serving.decide import Action
 from serving.engine.client import backend_file
-from serving.engine.supervisor import Supervisor
+from serving.engine.supervisor import Loaded, Supervisor
 from serving.errors import OperatorError
+from serving.guarded_motors import GuardedMotors
 from serving.hardware import base
+from serving.hardware.base import Frame
 from serving.motors import DeadMan
 from serving.mqtt import Link
 from serving.outbox import Outbox
+from serving.probation import Probation
 from serving.recorder import Recorder
 from serving.reporter import Reporter
+from serving.shadow import Shadow
 from serving.slots import Slots
+from serving.systemd import Watchdog, notify
 from serving.updater import Updater
 
 log = logging.getLogger("robot")
@@ -84,9 +90,9 @@ class Daemon:
         who = (robot.site, robot.name, self.session)
         _check_engine(config)
         self._parts.enter_context(only_one(state))
-        self.outbox = Outbox(state / "outbox.db", int(config.outbox.max_mb * 1e6))
+        self.outbox = Outbox(state / "outbox.db", int(config.outbox.max_mb * 1e6), config.outbox.max_age_h * 3600)
         self._closes("outbox", self.outbox.close)
-        self.slots = Slots(state / "slots")
+        self.slots = Slots(state / "slots", probation=config.probation.duration_s > 0)
         hardware = base.load(config.hardware.kind, config.hardware.options)
         self._closes("hardware", hardware.close)
         record_at = Path(config.recorder.path or state / "decisions.csv")
@@ -105,9 +111,23 @@ class Daemon:
             refused=self._refused,
         )
         self._closes("updater", lambda: self.updater.stop(timeout_s=0.3))
-        self.supervisor = Supervisor(config.engine, self.reporter)
+        self.probation = Probation(
+            config.probation,
+            self.slots,
+            activate=lambda candidate: self.supervisor.activate(candidate, "going-back"),
+            reporter=self.reporter,
+            ended=self.updater.wake,
+        )
+        self._closes("probation", self.probation.close)
+        self.shadow = Shadow.of(config, self._shadow_refused)
+        if self.shadow is not None:
+            self._closes("shadow", self.shadow.close)
+        self.supervisor = Supervisor(config.engine, self.reporter, self.probation.failing)
         self._closes("engine", self.supervisor.close)
-        motors = DeadMan(hardware, config.control.max_age_ms / 1e3)
+        guard = GuardedMotors.of(hardware, config.control.max_age_ms / 1e3)
+        if guard is not None:
+            self._closes("motor guard", guard.close)
+        motors = DeadMan(guard or hardware, config.control.max_age_ms / 1e3)
         self._closes("motors", motors.close)
         self.control = Control(
             hardware,
@@ -117,6 +137,7 @@ class Daemon:
             motors,
             recorder,
             self.reporter,
+            self._decided,
         )
         self._closes("control", self.control.close)
 
@@ -133,7 +154,7 @@ class Daemon:
 
     def start(self) -> None:
         """Boots with the slot that ran last, then lets the network in."""
-        candidate = self.slots.current()
+        candidate = self.probation.boot()
         target = self._config.engine.target
         if candidate is not None and candidate.passport.target != target:
             log.warning("the slot holds an engine for %s, this robot is %s", candidate.passport.target, target)
@@ -145,7 +166,10 @@ class Daemon:
             self.supervisor.boot(candidate)
         self.control.start()
         self.link.start()
+        self.probation.start()
         self.updater.start()
+        if self.shadow is not None:
+            self.shadow.start()
 
     def run(self, until: threading.Event) -> None:
         """Tells state and metrics until the event is set.
@@ -154,10 +178,15 @@ class Daemon:
             OperatorError: the control loop ended by a fault.
         """
         self.start()
+        notify("READY=1")
+        watchdog = Watchdog()
         while not until.wait(_LOOK_EVERY_S):
             self.step()
             if self.control.crashed is not None:
                 raise OperatorError(f"the control loop failed: {self.control.crashed!r}; the log has more")
+            watchdog.pet()
+        notify("STOPPING=1")
+        self.probation.ended_well()
 
     def step(self) -> None:
         """Publishes the state when it changed or is old, and metrics when they are due."""
@@ -166,13 +195,16 @@ class Daemon:
         if _changed(state, self._told) or now_s - self._told_s >= _STATE_EVERY_S:
             if self._told is None or state.mode != self._told.mode:
                 log.info("%s%s", state.mode, f": {state.reason}" if state.reason else "")
+                notify(f"STATUS={state.mode}, release {state.release or 'none'}")
             state = self._with_vitals(state)
             self._told, self._told_s = state, now_s
             self.link.publish_state(state)
             self._write_status(state)
         if now_s - self._metrics_s >= self._config.metrics_interval_s:
             self._metrics_s = now_s
-            self.reporter.emit("metrics", {**self.control.window.take(), "outbox_depth": self.outbox.depth()})
+            shadow = {"shadow": self.shadow.take()} if self.shadow is not None else {}
+            data = {**self.control.window.take(), "outbox_depth": self.outbox.depth(), **shadow}
+            self.reporter.emit("metrics", data)
 
     def _state(self, status: Status) -> RobotState:
         config, candidate = self._config, self.supervisor.wanted
@@ -225,8 +257,17 @@ class Daemon:
             "release": release,
         }
 
+    def _decided(self, loaded: Loaded, frame: Frame, action: Action, latency_ms: float) -> None:
+        self.probation.decided(loaded, action.motion, latency_ms)
+        if self.shadow is not None:
+            self.shadow.offer(loaded, frame, action)
+
     def _refused(self, release_id: str, engine_sha256: str, reason: str) -> None:
         self.reporter.emit("model.refused", {"release": release_id, "engine": engine_sha256, "reason": reason})
+
+    def _shadow_refused(self, release_id: str, engine_sha256: str, reason: str) -> None:
+        data = {"release": release_id, "engine": engine_sha256, "reason": reason, "shadow": True}
+        self.reporter.emit("model.refused", data)
 
 
 class StatusFile(msgspec.Struct, frozen=True):

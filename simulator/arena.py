@@ -4,8 +4,9 @@ import numpy as np
 
 from simulator import labels
 from simulator.camera import Camera, CameraSettings, make_settings
-from simulator.robot import STEP_S, Robot
-from simulator.room import Pose, Room, make_room
+from simulator.furnish import make_room
+from simulator.robot import STEP_S, Drive, Robot, make_drive
+from simulator.room import Pose, Room
 
 
 class Arena:
@@ -14,13 +15,20 @@ class Arena:
     Args:
         seed: of the room, its looks, the start and the camera.
         room: a room to use instead of the seed's.
-        camera: mounting and sensor to use instead of the seed's.
+        camera: mounting, lens and sensor to use instead of the seed's.
+        drive: motors and wheels to use instead of the seed's.
     """
 
-    def __init__(self, seed: int, room: Room | None = None, camera: CameraSettings | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        room: Room | None = None,
+        camera: CameraSettings | None = None,
+        drive: Drive | None = None,
+    ) -> None:
         self.seed = seed
         self.room = room if room is not None else make_room(seed)
-        self.robot = Robot(self.room, self.room.start)
+        self.robot = Robot(self.room, self.room.start, drive if drive is not None else make_drive(seed))
         self.time_s = 0.0
         self._camera = Camera(camera if camera is not None else make_settings(seed), seed)
         self._owed_s = 0.0  # asked for, not yet integrated: less than one step
@@ -42,7 +50,7 @@ class Arena:
 
     def place(self, pose: Pose) -> None:
         """Puts the robot somewhere by hand, standing still."""
-        self.robot.pose, self.robot.left_m_s, self.robot.right_m_s = pose, 0.0, 0.0
+        self.robot.put(pose)
 
     def step(self, left: float, right: float, dt_s: float) -> None:
         """Lets `dt_s` seconds pass under these motor commands (-1..1), in fixed steps; a rest below a step is kept.
@@ -63,7 +71,7 @@ class Arena:
 
     def render(self) -> np.ndarray:
         """What the robot's camera sees now: (224, 224, 3) uint8, RGB."""
-        return self._camera.render(self.room, self.pose)
+        return self._camera.render(self.room, self.pose, self.robot.turn_rad_s)
 
     def clearance_m(self) -> float:
         """Distance from the robot's front to the first thing in its way."""

@@ -1,15 +1,17 @@
 """The arena as a robot's body: what `hardware.kind = "simulated"` in robot.toml means.
 
 Time is the wall clock's: whatever happens between two calls, the robot moves on under its last command, as a real one
-would. There is no thread of its own; `read`, `drive` and `stop` first let the arena catch up with the clock.
+would. There is no thread of its own; `read`, `drive` and `stop` first let the arena catch up with the clock. The motors
+are memory that the motor guard drives from its own process, as it would a real board.
 """
 
 import threading
 import time
 
 from serving.errors import OperatorError
-from serving.hardware.base import Frame, Hardware, Readings
+from serving.hardware.base import Frame, Hardware, MotorsElsewhere, Readings
 from simulator.arena import Arena
+from simulator.motors import CellMotors
 
 _MAX_FPS = 120.0
 
@@ -40,7 +42,8 @@ class SimulatedJetbot(Hardware):
         self._frame_s = 1.0 / fps
         self._realtime = realtime
         self._lock = threading.Lock()
-        self._command = (0.0, 0.0)
+        self._motors = CellMotors()
+        self._command = (0.0, 0.0)  # in force at self._now
         self._started = self._now = time.monotonic()
         self._frames_read = 0  # number of the last frame period that was read
         self._dead_after_s = camera_dies_after_s
@@ -49,6 +52,12 @@ class SimulatedJetbot(Hardware):
     def arena(self) -> Arena:
         """The world behind the body, for those who may look behind it: tests and the demo's scoreboard."""
         return self._arena
+
+    def motors(self) -> MotorsElsewhere | None:
+        """The memory of the motors; None without real time, where each command must be there for the next frame."""
+        if not self._realtime:
+            return None
+        return MotorsElsewhere("simulator.motors:CellMotors", {"path": self._motors.path})
 
     def read(self, timeout_s: float) -> Frame | None:
         """The newest frame: at once if one has come since the last read, else when the next is due.
@@ -72,6 +81,8 @@ class SimulatedJetbot(Hardware):
 
     def _read_stepped(self) -> Frame | None:
         with self._lock:
+            _, left, right = self._motors.command()
+            self._command = (left, right)
             self._arena.step(*self._command, self._frame_s)
         if self._dead(self._started + self._arena.time_s):
             return None
@@ -81,7 +92,7 @@ class SimulatedJetbot(Hardware):
         """Sets both motors, each in -1..1; the motors lag a little, as real ones do."""
         with self._lock:
             self._catch_up(time.monotonic())
-            self._command = (float(left), float(right))
+            self._motors.drive(float(left), float(right))
 
     def stop(self) -> None:
         self.drive(0.0, 0.0)
@@ -94,10 +105,15 @@ class SimulatedJetbot(Hardware):
         self.stop()
 
     def _catch_up(self, now: float) -> None:
-        """Moves the arena on to `now` (seconds, time.monotonic()) under the command in force. Needs the lock."""
-        if self._realtime and now > self._now:
-            self._arena.step(*self._command, now - self._now)
-            self._now = now
+        """Moves the arena on to `now` (seconds, time.monotonic()) under the commands in force. Needs the lock."""
+        if not self._realtime or now <= self._now:
+            return
+        told, left, right = self._motors.command()
+        changed = min(max(told, self._now), now)
+        self._arena.step(*self._command, changed - self._now)
+        self._command = (left, right)
+        self._arena.step(*self._command, now - changed)
+        self._now = now
 
     def _dead(self, at: float) -> bool:
         return self._dead_after_s is not None and at - self._started >= self._dead_after_s

@@ -6,7 +6,8 @@ front forward. The clearance is how far the robot's front is from the first soli
     blocked   something reaches into the corridor within the safety distance: drive on and you hit it
     free      nothing does: there is nothing to turn into within the safety distance in the robot's way
 
-What stands beside the corridor does not block, however near. Height does not matter: a robot stops at a shoe too.
+What stands beside the corridor does not block, however near. Height does not matter: a robot stops at a shoe too, and
+at a sheet of cork. The edge of a table top counts as a wall. What is painted on the floor, and cables, are free.
 """
 
 import math
@@ -17,6 +18,7 @@ from simulator.room import ROBOT_RADIUS_M, Pose, Room
 
 SIDE_MARGIN_M = 0.03  # added to the robot's radius on each side
 BORDERLINE = 0.2  # share of the safety distance: frames so near to it are left out of sessions
+BORDERLINE_SIDE_M = 0.03  # and those whose label would be another, were the corridor so much narrower or wider
 
 
 def clearance_m(room: Room, pose: Pose, side_margin_m: float = SIDE_MARGIN_M) -> float:
@@ -38,9 +40,13 @@ def label(room: Room, pose: Pose, safety_distance_m: float) -> str:
     return "blocked" if clearance_m(room, pose) < safety_distance_m else "free"
 
 
-def is_borderline(clearance: float, safety_distance_m: float, share: float = BORDERLINE) -> bool:
-    """Whether a person could argue about the label: within `share` of the safety distance on either side of it."""
-    return abs(clearance - safety_distance_m) < share * safety_distance_m
+def certain_label(room: Room, pose: Pose, safety_distance_m: float, share: float = BORDERLINE) -> str | None:
+    """`blocked` or `free` where nobody would argue; None on the borderline, ahead or at the corridor's sides."""
+    narrow = clearance_m(room, pose, SIDE_MARGIN_M - BORDERLINE_SIDE_M)
+    wide = clearance_m(room, pose, SIDE_MARGIN_M + BORDERLINE_SIDE_M)
+    if wide >= safety_distance_m * (1 + share):
+        return "free"
+    return "blocked" if narrow <= safety_distance_m * (1 - share) else None
 
 
 def _from_front(front: Pose, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

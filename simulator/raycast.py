@@ -10,15 +10,19 @@ import numpy as np
 
 from simulator.room import WALLS, Room
 
+_BEHIND_M = 0.2
+
 
 class Hits(NamedTuple):
-    """Of K rays against S things that stand in the room (boxes, then cylinders); infinite where a ray misses."""
+    """Of K rays against the S things that may be in view; infinite where a ray misses."""
 
+    thing: np.ndarray  # (S,) number of each thing: boxes, then cylinders
     enter_m: np.ndarray  # (K, S)
     leave_m: np.ndarray  # (K, S)
     normal_x: np.ndarray  # (K, S) outward unit normal where the ray enters
     normal_y: np.ndarray
-    across_m: np.ndarray  # (K, S) coordinate along the surface where the ray enters, for its pattern
+    across_m: np.ndarray  # (K, S) coordinate along the surface where the ray enters, for its picture
+    profile: np.ndarray  # (K, S) the same across what one sees of the thing, -1..1, for its outline
 
 
 class WallHits(NamedTuple):
@@ -34,11 +38,22 @@ def cast(room: Room, x_m: float, y_m: float, cos: np.ndarray, sin: np.ndarray) -
         room: what to cast against.
         x_m: start of all rays.
         y_m: start of all rays.
-        cos: (K,) x of each ray's unit direction.
+        cos: (K,) x of each ray's unit direction, from the right of the view to its left.
         sin: (K,) y of each ray's unit direction.
     """
-    parts = (_boxes(room.box_array, x_m, y_m, cos, sin), _cylinders(room.cylinder_array, x_m, y_m, cos, sin))
-    return Hits(*(np.concatenate(pair, axis=1) for pair in zip(*parts, strict=True)))
+    boxes, circles = room.box_array, room.cylinder_array
+    look = float(cos[cos.size // 2]), float(sin[sin.size // 2])
+    seen_boxes = _before(boxes, np.hypot(boxes[:, 2], boxes[:, 3]), x_m, y_m, look)
+    seen_circles = _before(circles, circles[:, 2], x_m, y_m, look)
+    parts = (_boxes(boxes[seen_boxes], x_m, y_m, cos, sin), _cylinders(circles[seen_circles], x_m, y_m, cos, sin))
+    thing = np.concatenate([seen_boxes, seen_circles + len(boxes)])
+    return Hits(thing, *(np.concatenate(pair, axis=1) for pair in zip(*parts, strict=True)))
+
+
+def _before(things: np.ndarray, radius: np.ndarray, x_m: float, y_m: float, look: tuple[float, float]) -> np.ndarray:
+    """Numbers of the things that are not behind; `_BEHIND_M` back, for rays of a wide lens that look past its side."""
+    ahead = (things[:, 0] - x_m) * look[0] + (things[:, 1] - y_m) * look[1]
+    return np.flatnonzero(ahead + radius > -_BEHIND_M)
 
 
 def cast_walls(room: Room, x_m: float, y_m: float, cos: np.ndarray, sin: np.ndarray) -> WallHits:
@@ -73,7 +88,8 @@ def _boxes(boxes: np.ndarray, x_m: float, y_m: float, cos: np.ndarray, sin: np.n
     normal_x = np.where(end_face, sign_0 * bcos, -sign_1 * bsin)
     normal_y = np.where(end_face, sign_0 * bsin, sign_1 * bcos)
     across = np.where(end_face, start[1] + enter * step[1], start[0] + enter * step[0])
-    return np.where(miss, np.inf, enter), np.where(miss, np.inf, leave), normal_x, normal_y, across
+    profile = across / np.where(end_face, half_width, half_length)
+    return np.where(miss, np.inf, enter), np.where(miss, np.inf, leave), normal_x, normal_y, across, profile
 
 
 def _cylinders(circles: np.ndarray, x_m: float, y_m: float, cos: np.ndarray, sin: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -86,8 +102,10 @@ def _cylinders(circles: np.ndarray, x_m: float, y_m: float, cos: np.ndarray, sin
     miss = (half_chord_2 <= 0) | (enter <= 0)
     normal_x = (enter * cos[:, None] - dx) / radius
     normal_y = (enter * sin[:, None] - dy) / radius
-    across = np.arctan2(normal_y, normal_x) * radius
-    return np.where(miss, np.inf, enter), np.where(miss, np.inf, middle + half_chord), normal_x, normal_y, across
+    profile = (np.outer(sin, dx) - np.outer(cos, dy)) / radius
+    across = profile * radius  # what one sees of a round thing is the same from all sides
+    leave = np.where(miss, np.inf, middle + half_chord)
+    return np.where(miss, np.inf, enter), leave, normal_x, normal_y, across, profile
 
 
 def heights(room: Room) -> np.ndarray:

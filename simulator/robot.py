@@ -1,11 +1,13 @@
-"""How the robot moves: differential drive, lagging motors, a round body that stops and slides at what it touches.
+"""How the robot moves: differential drive, motors that lag, wheels that slip, a round body that stops and slides at
+what it touches.
 
 Lengths in metres, angles in radians, times in seconds; motor commands in -1..1, forward positive. The sizes are a
 Jetbot's: wheels 0.11 m apart, about 0.5 m/s at full command.
 """
 
+import collections
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,10 +15,39 @@ from simulator.room import ROBOT_RADIUS_M, Pose, Room
 
 WHEEL_BASE_M = 0.11
 MAX_WHEEL_SPEED_M_S = 0.5
-MOTOR_LAG_S = 0.08  # time constant of a wheel's speed after a new command
 STEP_S = 0.01  # of the integration: at most 5 mm of travel
 _APART_M = 0.005  # a contact ends when the gap is wider, so that trembling at a wall is one collision
 _STILL_M_S = 1e-4
+
+
+_SLIP_TIME_S = 0.25  # how long a patch of floor lasts under a wheel
+
+
+@dataclass(frozen=True)
+class Drive:
+    """What lies between a command and the wheels' way over the floor. The defaults are a perfect pair of motors."""
+
+    left_gain: float = 1.0  # of the left motor's speed: no two motors are alike
+    right_gain: float = 1.0
+    lag_s: float = 0.08  # time constant of a wheel's speed after a new command
+    delay_s: float = 0.0  # from a command to the motor's first answer
+    dead_band: float = 0.0  # commands nearer to zero than this do not turn the wheel
+    slip: float = 0.0  # standard deviation of what a wheel loses or gains on the floor, share of its speed
+    seed: int = 0  # of the slip
+
+
+def make_drive(seed: int) -> Drive:
+    """A pair of motors as one robot's might be: up to some percent apart, a little late, slipping a little."""
+    rng = np.random.default_rng([seed, 7])
+    return Drive(
+        left_gain=float(rng.uniform(0.92, 1.04)),
+        right_gain=float(rng.uniform(0.92, 1.04)),
+        lag_s=float(rng.uniform(0.05, 0.12)),
+        delay_s=float(rng.uniform(0.01, 0.04)),
+        dead_band=float(rng.uniform(0.0, 0.05)),
+        slip=float(rng.uniform(0.0, 0.06)),
+        seed=seed,
+    )
 
 
 @dataclass
@@ -25,6 +56,7 @@ class Robot:
 
     room: Room
     pose: Pose
+    drive: Drive = field(default_factory=Drive)
     left_m_s: float = 0.0
     right_m_s: float = 0.0
     distance_m: float = 0.0
@@ -32,25 +64,56 @@ class Robot:
 
     def __post_init__(self) -> None:
         self._touching: set[int] = set()
+        steps = round(self.drive.delay_s / STEP_S)
+        self._coming = collections.deque([(0.0, 0.0)] * steps)  # commands on their way to the motors
+        self._rng = np.random.default_rng([self.drive.seed, 8])
+        self._slips = [0.0, 0.0]
 
     @property
     def still(self) -> bool:
-        return abs(self.left_m_s) < _STILL_M_S and abs(self.right_m_s) < _STILL_M_S
+        """Whether it stands, and no command is on its way to change that."""
+        stands = abs(self.left_m_s) < _STILL_M_S and abs(self.right_m_s) < _STILL_M_S
+        return stands and not any(left or right for left, right in self._coming)
+
+    @property
+    def turn_rad_s(self) -> float:
+        """How fast the wheels turn it, counter-clockwise positive."""
+        return (self.right_m_s - self.left_m_s) / WHEEL_BASE_M
 
     @property
     def touching(self) -> bool:
         """Whether the body is against something now."""
         return bool(self._touching)
 
+    def put(self, pose: Pose, left_m_s: float = 0.0, right_m_s: float = 0.0) -> None:
+        """Puts it somewhere by hand, its wheels at these speeds, and forgets the commands on their way."""
+        self.pose, self.left_m_s, self.right_m_s = pose, left_m_s, right_m_s
+        self._coming = collections.deque([(0.0, 0.0)] * len(self._coming))
+
     def step(self, left: float, right: float) -> None:
         """Moves by one step of `STEP_S` under these motor commands (clipped to -1..1)."""
-        blend = 1.0 - math.exp(-STEP_S / MOTOR_LAG_S)
-        self.left_m_s += blend * (_clip(left) * MAX_WHEEL_SPEED_M_S - self.left_m_s)
-        self.right_m_s += blend * (_clip(right) * MAX_WHEEL_SPEED_M_S - self.right_m_s)
-        turn = (self.right_m_s - self.left_m_s) / WHEEL_BASE_M * STEP_S
-        travel = (self.left_m_s + self.right_m_s) / 2 * STEP_S
+        self._coming.append((_clip(left), _clip(right)))
+        wanted_left, wanted_right = self._coming.popleft()
+        blend = 1.0 - math.exp(-STEP_S / self.drive.lag_s)
+        self.left_m_s += blend * (self._speed(wanted_left, self.drive.left_gain) - self.left_m_s)
+        self.right_m_s += blend * (self._speed(wanted_right, self.drive.right_gain) - self.right_m_s)
+        left_slip, right_slip = self._slip()
+        over_left, over_right = self.left_m_s * (1.0 - left_slip), self.right_m_s * (1.0 - right_slip)
+        turn = (over_right - over_left) / WHEEL_BASE_M * STEP_S
+        travel = (over_left + over_right) / 2 * STEP_S
         middle = self.pose.heading_rad + turn / 2  # midpoint rule
         self._move(travel * math.cos(middle), travel * math.sin(middle), turn)
+
+    def _speed(self, command: float, gain: float) -> float:
+        return 0.0 if abs(command) < self.drive.dead_band else command * gain * MAX_WHEEL_SPEED_M_S
+
+    def _slip(self) -> list[float]:
+        """Of the left and the right wheel; wanders about zero, as the floor under them changes."""
+        if self.drive.slip:
+            keep = math.exp(-STEP_S / _SLIP_TIME_S)
+            shake = self.drive.slip * math.sqrt(1.0 - keep * keep)
+            self._slips = [keep * slip + shake * float(self._rng.standard_normal()) for slip in self._slips]
+        return self._slips
 
     def _move(self, dx: float, dy: float, turn: float) -> None:
         """Goes as far as the body may: all the way, else along the surface, else nowhere. It can always turn."""

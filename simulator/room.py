@@ -1,25 +1,39 @@
-"""Rooms: a rectangular floor, four walls, and the solid things that stand in it; all from one seed, all in metres.
+"""Rooms: a floor, four walls, and the solid things that stand in it; all in metres.
 
-Here is geometry alone: where things are and how far a point is from them. What they look like is in surfaces.py, what
-the camera makes of them in camera.py, how the robot moves among them in robot.py.
+Here is geometry alone: where things are and how far a point is from them. Which things a seed puts where is in
+furnish.py, what they look like in surfaces.py, how the robot moves among them in robot.py.
 
 The floor spans x in 0..width_m and y in 0..depth_m; angles are in radians, counter-clockwise from the x axis.
 """
 
-import dataclasses
+import enum
 import functools
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from serving.errors import OperatorError
-
 ROBOT_RADIUS_M = 0.08  # of the disc that covers a Jetbot's chassis and wheels
-PASSAGE_M = 0.30  # least gap between two things, so that the robot is never walled in
 WALLS = 4  # solids 0..3 of a room: x = 0, x = width, y = 0, y = depth
-_TRIES = 400  # placements tried for one thing before it is left out
+
+
+class Look(enum.IntEnum):
+    """What a thing is; its outline and colours follow from that (things.py). Collisions know its footprint only."""
+
+    CARTON = 0
+    FLAT = 1  # a pad, a mat, a book: millimetres to centimetres high
+    SHOE = 2
+    BAG = 3
+    TOY = 4
+    BOTTLE = 5
+    CUP = 6
+    BIN = 7
+    BALL = 8
+    LEG = 9  # of a table, a chair, a lamp
+    PERSON = 10  # one leg of somebody who stands about
+    CUPBOARD = 11
+    SOFA = 12
+    WALL = 13  # a pillar, or a part of the house that makes the floor less than a rectangle
 
 
 class Pose(NamedTuple):
@@ -37,6 +51,7 @@ class Box(NamedTuple):
     half_width_m: float
     angle_rad: float
     height_m: float
+    look: Look = Look.CARTON
 
 
 class Cylinder(NamedTuple):
@@ -46,6 +61,7 @@ class Cylinder(NamedTuple):
     y_m: float
     radius_m: float
     height_m: float
+    look: Look = Look.BIN
 
 
 _ORIGIN = Pose(0.0, 0.0, 0.0)
@@ -53,7 +69,10 @@ _ORIGIN = Pose(0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Room:
-    """One room. Its solids are numbered: the four walls, then the boxes, then the cylinders."""
+    """One room. Its solids are numbered: the four walls, then the boxes, then the cylinders.
+
+    With `drop_m` above zero it is a table top of that height: no walls stand at its edges, but they count as walls.
+    """
 
     seed: int
     width_m: float
@@ -62,6 +81,7 @@ class Room:
     boxes: tuple[Box, ...] = ()
     cylinders: tuple[Cylinder, ...] = ()
     start: Pose = _ORIGIN
+    drop_m: float = 0.0
 
     @functools.cached_property
     def box_array(self) -> np.ndarray:
@@ -73,7 +93,17 @@ class Room:
     @functools.cached_property
     def cylinder_array(self) -> np.ndarray:
         """(cylinders, 4) float64: x, y, radius, height."""
-        return np.array(self.cylinders, np.float64).reshape(-1, 4)
+        return np.array([c[:4] for c in self.cylinders], np.float64).reshape(-1, 4)
+
+    @functools.cached_property
+    def things(self) -> tuple[Box | Cylinder, ...]:
+        """What stands in it, in the order of their numbers: the boxes, then the cylinders."""
+        return (*self.boxes, *self.cylinders)
+
+    @functools.cached_property
+    def looks(self) -> tuple[Look, ...]:
+        """What each of the things is."""
+        return tuple(thing.look for thing in self.things)
 
     def contacts(self, x_m: float, y_m: float) -> tuple[np.ndarray, np.ndarray]:
         """How far a point is from each solid, and in which direction.
@@ -108,110 +138,3 @@ class Room:
 
 
 _TO_WALLS = np.array([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])
-
-
-def make_room(seed: int) -> Room:
-    """A room of 3 to 5 m with 6 to 14 things in it (a table counts as one), the same for the same seed.
-
-    Raises:
-        OperatorError: no free place to start was found (no seed is known to do that).
-    """
-    rng = np.random.default_rng([seed, 0])
-    builder = _Builder(rng, float(rng.uniform(3.0, 5.0)), float(rng.uniform(3.0, 5.0)))
-    builder.furnish(int(rng.integers(6, 15)))
-    height = float(rng.uniform(2.2, 2.5))
-    room = Room(seed, builder.width, builder.depth, height, tuple(builder.boxes), tuple(builder.cylinders))
-    return dataclasses.replace(room, start=_find_start(rng, room))
-
-
-class _Builder:
-    """Puts things into an empty room, each a passage away from the others."""
-
-    def __init__(self, rng: np.random.Generator, width: float, depth: float) -> None:
-        self.rng, self.width, self.depth = rng, width, depth
-        self.boxes: list[Box] = []
-        self.cylinders: list[Cylinder] = []
-        self._taken: list[tuple[float, float, float]] = []  # x, y, radius of the circle around each thing
-
-    def furnish(self, things: int) -> None:
-        """Adds `things`, of which one is a box and one a cylinder; what finds no place makes way for another kind."""
-        makers = (self._add_box, self._add_cylinder, self._add_cupboard, self._add_table)
-        placed = self._add_box() + self._add_cylinder()
-        for choice in self.rng.choice(4, 4 * things, p=(0.38, 0.3, 0.2, 0.12)):
-            if placed < things:
-                placed += makers[int(choice)]()
-
-    def _uniform(self, low: float, high: float) -> float:
-        return float(self.rng.uniform(low, high))
-
-    def _height(self) -> float:
-        """Three in ten are lower than the camera, so that one looks over them: a book, a shoe, a bowl."""
-        return self._uniform(0.03, 0.07) if self.rng.random() < 0.3 else self._uniform(0.10, 0.9)
-
-    def _is_free(self, x: float, y: float, radius: float) -> bool:
-        return all(math.hypot(x - tx, y - ty) > radius + tr + PASSAGE_M for tx, ty, tr in self._taken)
-
-    def _place(self, radius: float) -> tuple[float, float] | None:
-        """A centre for a thing of this radius, a passage away from all others and the walls; None if it is full."""
-        edge = radius + PASSAGE_M
-        for _ in range(_TRIES):
-            x, y = self._uniform(edge, self.width - edge), self._uniform(edge, self.depth - edge)
-            if self._is_free(x, y, radius):
-                self._taken.append((x, y, radius))
-                return x, y
-        return None
-
-    def _add_box(self) -> bool:
-        half_length, half_width = self._uniform(0.05, 0.25), self._uniform(0.05, 0.25)
-        place = self._place(math.hypot(half_length, half_width))
-        if place:
-            self.boxes.append(Box(*place, half_length, half_width, self._uniform(0, math.pi), self._height()))
-        return place is not None
-
-    def _add_cylinder(self) -> bool:
-        radius = self._uniform(0.03, 0.18)
-        place = self._place(radius)
-        if place:
-            self.cylinders.append(Cylinder(*place, radius, self._height()))
-        return place is not None
-
-    def _add_table(self) -> bool:
-        """Four legs; the robot fits between them. The top is too high to see or to hit."""
-        half_x, half_y, leg = self._uniform(0.2, 0.35), self._uniform(0.2, 0.35), self._uniform(0.015, 0.035)
-        angle = self._uniform(0, math.pi)
-        place = self._place(math.hypot(half_x, half_y) + leg)
-        if not place:
-            return False
-        cos, sin = math.cos(angle), math.sin(angle)
-        for dx, dy in ((-half_x, -half_y), (-half_x, half_y), (half_x, -half_y), (half_x, half_y)):
-            self.cylinders.append(Cylinder(place[0] + dx * cos - dy * sin, place[1] + dx * sin + dy * cos, leg, 0.7))
-        return True
-
-    def _add_cupboard(self) -> bool:
-        """A box with its back to a wall."""
-        half_length, half_width = self._uniform(0.2, 0.5), self._uniform(0.1, 0.25)
-        wall, height = int(self.rng.integers(WALLS)), self._uniform(0.3, 1.8)
-        edge = half_length + PASSAGE_M
-        for _ in range(_TRIES):
-            along = self._uniform(edge, (self.depth if wall < 2 else self.width) - edge)
-            x, y, angle = (
-                (half_width, along, math.pi / 2),
-                (self.width - half_width, along, math.pi / 2),
-                (along, half_width, 0.0),
-                (along, self.depth - half_width, 0.0),
-            )[wall]
-            radius = math.hypot(half_length, half_width)
-            if self._is_free(x, y, radius):
-                self._taken.append((x, y, radius))
-                self.boxes.append(Box(x, y, half_length, half_width, angle, height))
-                return True
-        return False
-
-
-def _find_start(rng: np.random.Generator, room: Room) -> Pose:
-    """The roomiest of the places tried, so that a robot can turn on the spot there."""
-    tries = [(float(rng.uniform(0, room.width_m)), float(rng.uniform(0, room.depth_m))) for _ in range(200)]
-    x, y = max(tries, key=lambda place: room.gap_m(*place))
-    if room.gap_m(x, y) < ROBOT_RADIUS_M + 0.1:
-        raise OperatorError(f"room {room.seed} has no free place to start; take another seed")
-    return Pose(x, y, float(rng.uniform(-math.pi, math.pi)))

@@ -28,6 +28,7 @@ JPEG_QUALITY = 85
 SAFETY_DISTANCES_M = (0.1, 1.0)  # allowed
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can say
 _ALIKE_M, _ALIKE_RAD = 0.10, math.radians(15.0)  # two places nearer than both show nearly the same
+_ANYWHERE = 0.5  # share of the places tried that have nothing to do with a thing
 _TRIES_PER_IMAGE = 400
 
 
@@ -103,19 +104,14 @@ def frames(
     seen: list[Pose] = []
     for _ in range(_TRIES_PER_IMAGE * images):
         pose = _random_pose(rng, arena)
-        clearance = labels.clearance_m(arena.room, pose)
-        label = "blocked" if clearance < safety_distance_m else "free"
-        if (
-            not wanted[label]
-            or labels.is_borderline(clearance, safety_distance_m, borderline)
-            or _like_one_of(pose, seen)
-        ):
+        label = labels.certain_label(arena.room, pose, safety_distance_m, borderline)
+        if label is None or not wanted[label] or _like_one_of(pose, seen):
             continue
         if arena.room.gap_m(pose.x_m, pose.y_m) < ROBOT_RADIUS_M + 0.005:
             continue
         seen.append(pose)
         wanted[label] -= 1
-        arena.place(pose)
+        arena.robot.put(pose, *_wheels(rng))
         yield label, arena.render()
         if not any(wanted.values()):
             return
@@ -125,8 +121,23 @@ def frames(
 
 
 def _random_pose(rng: np.random.Generator, arena: Arena) -> Pose:
-    x, y = rng.uniform(0, arena.room.width_m), rng.uniform(0, arena.room.depth_m)
-    return Pose(float(x), float(y), float(rng.uniform(-math.pi, math.pi)))
+    """Half of them anywhere, half before a thing that somebody holds the robot up to; walls would prevail otherwise."""
+    room = arena.room
+    if rng.random() < _ANYWHERE or not room.things:
+        x, y = rng.uniform(0, room.width_m), rng.uniform(0, room.depth_m)
+        return Pose(float(x), float(y), float(rng.uniform(-math.pi, math.pi)))
+    thing = room.things[int(rng.integers(len(room.things)))]
+    direction, away = float(rng.uniform(-math.pi, math.pi)), float(rng.uniform(0.1, 1.0))
+    x, y = thing.x_m + away * math.cos(direction), thing.y_m + away * math.sin(direction)
+    return Pose(x, y, math.remainder(direction + math.pi + float(rng.normal(0.0, 0.35)), 2 * math.pi))
+
+
+def _wheels(rng: np.random.Generator) -> tuple[float, float]:
+    """Speeds in m/s at which the robot goes while the frame is taken: half the people move it by hand, half drive."""
+    if rng.random() < 0.5:
+        return 0.0, 0.0
+    ahead, turn = rng.uniform(0.0, 0.2), rng.normal(0.0, 0.06)
+    return float(ahead - turn), float(ahead + turn)
 
 
 def _like_one_of(pose: Pose, seen: list[Pose]) -> bool:

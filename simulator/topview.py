@@ -19,7 +19,9 @@ def draw(room: Room, pose: Pose, label: str, safety_distance_m: float, side: int
     def at(x_m: float, y_m: float) -> tuple[float, float]:
         return 10 + x_m * scale, side - 10 - y_m * scale
 
-    floor = surfaces_of(room).floor.view(np.uint8).reshape(*surfaces_of(room).floor.shape, 4)[::-1, :, :3]
+    looks = surfaces_of(room)
+    texels = looks.floor.view(np.uint8).reshape(-1, looks.floor_stride, 4)
+    floor = texels[: looks.floor_rows][::-1, :, :3]
     picture = Image.new("RGB", (side, side), (255, 255, 255))
     size = (round(room.width_m * scale), round(room.depth_m * scale))
     picture.paste(Image.fromarray(np.ascontiguousarray(floor)).resize(size), (10, side - 10 - size[1]))
