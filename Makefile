@@ -74,7 +74,7 @@ bench-scale: setup  ## validate, split and pack of 1,000 to 100,000 images: time
 bench-networks: setup  ## size and speed of the networks, fp32 and int8
 	@$(BIN)/python -m tests.bench.networks
 
-bench-simulator: setup  ## frames a second of the simulated camera
+bench-simulator: setup  ## frames a second of the simulated camera, and the time of a 50-room suite
 	@$(BIN)/python -m tests.bench.simulator
 
 clean:  ## remove what the commands made, .venv excepted

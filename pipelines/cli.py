@@ -6,7 +6,8 @@ from serving.command_line import LazyGroup, run
 
 COMMANDS = {
     "ingest": ("pipelines.ingest:command", "Add a session zip, a notebook's dataset.zip or a folder to the data."),
-    "simulate": ("simulator.cli:group", "Make labelled sessions in the arena."),
+    "receive": ("pipelines.receive:command", "Take the sessions that robots upload over HTTP, until ingest."),
+    "simulate": ("simulator.cli:group", "Make labelled sessions in the arena; watch networks drive in it."),
     "mlflow": ("pipelines.tracking_server:command", "Start the MLflow server: compare runs, set the alias champion."),
     "release": ("pipelines.release.cli:group", "Keys, gates, signed releases: the way from an alias to the robots."),
     "broker": ("telemetry.broker:command", "Start the embedded MQTT broker, for a lab bench."),

@@ -9,8 +9,9 @@
             build/evaluate/roc.csv, confusion.csv   for `dvc plots show`
             build/evaluate/plots/*.png     figures, for MLflow
 
-Temperature and threshold are chosen on the validation part alone; the test part is only measured. Everything is
-logged to the MLflow run that the stage `train` started.
+Temperature and threshold are those of the stage `unseen`, chosen on sources that its networks had not seen; without
+two real sources they are chosen on the validation part. The test part is only measured. Everything is logged to the
+MLflow run that the stage `train` started.
 """
 
 import csv
@@ -24,6 +25,7 @@ import click
 import msgspec
 import numpy as np
 
+from pipelines import decision_file
 from pipelines.images_table import write_text
 from pipelines.params import DataParams, EvaluateParams, block
 from serving.command_line import run
@@ -38,7 +40,9 @@ from training.tracking import Run
 MODEL_FILE = Path("build/train/model.pt")
 HISTORY_FILE = Path("build/train/history.csv")
 SPLIT_FILE = Path("build/split/split.csv")
+UNSEEN = Path("build/unseen")
 OUT = Path("build/evaluate")
+_NO_PIXELS = np.empty(0, dtype=np.uint8)
 FEWEST_TO_CALIBRATE = 30  # images; with fewer, the temperature would be fitted to chance
 # Columns of metrics.json; the ends of the other intervals are in parts.csv, or `dvc metrics show` could not be read.
 SHOWN = ("balanced_accuracy", "blocked_recall", "free_recall", "roc_auc", "calibration_error", "images")
@@ -69,7 +73,7 @@ class Judged(NamedTuple):
         for name in sorted(set(names)):
             chosen = np.flatnonzero(names == name)
             rows = [self.images.rows[index] for index in chosen]
-            apart[str(name)] = Judged(Images(rows, None, self.images.labels[chosen]), self.logits[chosen])
+            apart[str(name)] = Judged(Images(rows, _NO_PIXELS, self.images.labels[chosen]), self.logits[chosen])
         return apart
 
 
@@ -80,7 +84,7 @@ def decide(validation: Judged, min_blocked_recall: float) -> tuple[Decision, boo
     temperature = metrics.best_temperature(labels, validation.logits) if enough else 1.0
     p_blocked = metrics.probabilities(validation.logits, temperature)
     threshold, reached = metrics.choose_threshold(labels, p_blocked, min_blocked_recall)
-    return Decision(blocked_threshold=round(threshold, 6), temperature=round(temperature, 6)), reached
+    return decision_file.make(threshold, temperature), reached
 
 
 def lines_of(parts: dict[str, Judged], key: str, decision: Decision) -> list[Line]:
@@ -99,7 +103,7 @@ def write(test: Judged, validation: Judged, decision: Decision, out: Path) -> li
         write_text(out / f"{name}.csv", _table(lines))
     shown = {"test": _known(parts[0], SHOWN_OF_TEST), "validation": _known(parts[1], SHOWN)}
     write_text(out / "metrics.json", json.dumps(shown, indent=2) + "\n")
-    write_text(out / "decision.json", json.dumps(msgspec.to_builtins(decision), indent=2) + "\n")
+    decision_file.write(decision, out)
 
     labels, p_blocked = test.images.labels, test.p_blocked(decision)
     curve = metrics.roc(labels, p_blocked)
@@ -113,7 +117,7 @@ def write(test: Judged, validation: Judged, decision: Decision, out: Path) -> li
     return parts
 
 
-def draw_history(path: Path, best_epoch: float | None, to: Path) -> None:
+def draw_history(path: Path, to: Path) -> None:
     """The learning curves of the training, out of its history.csv.
 
     Raises:
@@ -125,7 +129,7 @@ def draw_history(path: Path, best_epoch: float | None, to: Path) -> None:
         history = {name: [float(line[name]) for line in lines] for name in lines[0]}
     except (OSError, ValueError, LookupError, TypeError) as problem:
         raise OperatorError(f"{path} cannot be read ({problem}); run `dvc repro --force train`") from None
-    figures.learning_curves(history, None if best_epoch is None else int(best_epoch), to)
+    figures.learning_curves(history, to)
 
 
 def _known(line: Line, names: tuple[str, ...]) -> dict[str, float]:
@@ -189,9 +193,12 @@ def command() -> None:
         network = restore(MODEL_FILE)
         validation = judge(network, parts["validation"], sessions, "validation")
         test = judge(network, parts["test"], sessions, "test")
-        decision, reached = decide(validation, params.min_blocked_recall)
+        if (UNSEEN / decision_file.NAME).exists():
+            decision, reached = decision_file.read(UNSEEN), True
+        else:
+            decision, reached = decide(validation, params.min_blocked_recall)
         measured = write(test, validation, decision, OUT)
-        draw_history(HISTORY_FILE, tracked.logged_metrics().get("best_epoch"), OUT / "plots/curves.png")
+        draw_history(HISTORY_FILE, OUT / "plots/curves.png")
         _log(tracked, measured, decision, OUT)
     if not reached:
         click.echo(

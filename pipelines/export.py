@@ -25,7 +25,7 @@ import click
 import msgspec
 import numpy as np
 
-from pipelines import int8
+from pipelines import decision_file, int8
 from pipelines.images_table import write_text
 from pipelines.onnx_run import logits_of_onnx
 from pipelines.params import DataParams, ExportParams, block
@@ -33,14 +33,13 @@ from serving import preprocess
 from serving.command_line import run
 from serving.contracts.releases import Decision, ExportReport
 from serving.contracts.sessions import LABELS
-from serving.errors import OperatorError, RejectedError
-from serving.settings import convert
+from serving.errors import RejectedError
 from training.dataset import Row, load, read_split
 from training.tracking import Run
 
 MODEL_FILE = Path("build/train/model.pt")
 SPLIT_FILE = Path("build/split/split.csv")
-DECISION_FILE = Path("build/evaluate/decision.json")
+EVALUATED = Path("build/evaluate")
 OUT = Path("build/export")
 OPSET = 13
 INT32 = np.iinfo(np.int32)
@@ -151,18 +150,6 @@ def logits_of_torch(network: Any, frames: np.ndarray) -> np.ndarray:
     return np.asarray(answers, dtype=np.float32)
 
 
-def read_decision(path: Path) -> Decision:
-    """What the stage `evaluate` chose.
-
-    Raises:
-        OperatorError: the file is missing or not by contract.
-    """
-    try:
-        return convert(json.loads(path.read_text(encoding="utf-8")), Decision, str(path))
-    except (OSError, ValueError) as problem:
-        raise OperatorError(f"{path} cannot be read ({problem}); run `dvc repro evaluate` first") from None
-
-
 def export(network: Any, frames: np.ndarray, decision: Decision, out: Path) -> ExportReport:
     """Writes the three files and says what they are.
 
@@ -226,7 +213,7 @@ def command() -> None:
     params, sessions = block(ExportParams), Path(block(DataParams).sessions)
     parts = read_split(SPLIT_FILE)
     chosen = choose_golden(parts["test"], params.golden_frames)
-    decision = read_decision(DECISION_FILE)
+    decision = decision_file.read(EVALUATED)
     with Run.resume() as tracked:
         network = restore(MODEL_FILE)
         frames = np.asarray(load(chosen, sessions, "reading golden frames").pixels)

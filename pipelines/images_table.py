@@ -29,17 +29,19 @@ IMAGES_CSV = Path("build/validate/images.csv")
 LABELS_HEADER = ["image", "label", "reason", "by"]
 
 COLUMNS = [
-    *("image", "session", "source", "label", "width", "height", "mode", "bytes", "brightness", "sharpness"),
-    *("dhash", "group", "readable", "contradicts"),
+    *("image", "session", "source", "simulated", "label", "width", "height", "mode", "bytes", "brightness"),
+    *("sharpness", "dhash", "group", "readable", "contradicts"),
 ]
 
 # Read back as they were written: a session may be called 007 or nan, a hash may look like a number.
-_TYPES = {"image": str, "session": str, "source": str, "label": str, "mode": str, "dhash": str, "readable": bool}
+_TYPES = dict.fromkeys(("image", "session", "source", "label", "mode", "dhash"), str) | dict.fromkeys(
+    ("readable", "simulated"), bool
+)
 
 IN_PROCESSES = 4_000  # images: fewer are measured before other processes have started
 _CHUNK = 64  # images sent to another process at a time
 
-_Identity = tuple[str, str, str, str]  # image, session, source, label
+_Identity = tuple[str, str, str, bool, str]  # image, session, source, simulated, label
 _Measured = tuple[Any, ...]  # the same, then ImageFacts
 
 
@@ -61,7 +63,7 @@ def build(params: DataParams) -> pd.DataFrame:
         OperatorError: there is no session, or data/labels.csv cannot be read.
         RejectedError: a session is broken, or a correction names an unknown image or label.
     """
-    columns = ["image", "session", "source", "label", *ImageFacts._fields]
+    columns = ["image", "session", "source", "simulated", "label", *ImageFacts._fields]
     images = pd.DataFrame(_rows(Path(params.sessions)), columns=columns).sort_values("image", ignore_index=True)
     corrections = read_corrections(Path(params.labels))
     known = set(images["image"])
@@ -98,9 +100,10 @@ def _rows(folder: Path) -> Iterator[_Measured]:
 
 def _chunks(folder: Path) -> Iterator[list[tuple[_Identity, bytes]]]:
     for session in each_session(folder):
+        about = session.session
         for start in range(0, len(session.images), _CHUNK):
             yield [
-                ((image.image, session.session.id, session.session.source, image.label), _bytes(session, image))
+                ((image.image, about.id, about.source, about.simulated, image.label), _bytes(session, image))
                 for image in session.images[start : start + _CHUNK]
             ]
 

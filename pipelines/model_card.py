@@ -56,7 +56,7 @@ def write_card(run: Any, report: ExportReport, evidence: Evidence) -> str:
     metrics, params, tags = run.data.metrics, run.data.params, run.data.tags
     sections = [
         _what_it_is(params, report),
-        "## How good it is\n" + _figures(metrics) + "\n\n" + _threshold(metrics, report),
+        "## How good it is\n" + _figures(metrics) + "\n\n" + _threshold(metrics, report) + _driving(metrics),
         "## What it was made of\n" + _sources(evidence) + "\n\n" + _digests(tags),
         "## Limits\n" + "\n".join(f"- {limit}" for limit in _limits(metrics, tags, evidence)),
         "## Get it back\n" + _commands(run.info.run_id, tags, report),
@@ -91,6 +91,18 @@ def _figures(metrics: Mapping[str, float]) -> str:
     if len(lines) == 2:
         return "Not measured: the run has no metrics of the stage `evaluate`."
     return "\n".join(lines) + "\n\nIn brackets 95 % intervals: what other views of the same places would give."
+
+
+def _driving(metrics: Mapping[str, float]) -> str:
+    """How it drove in the stage `simulate`, where that was asked."""
+    titles = {
+        "collisions_per_100m": "collisions per 100 m",
+        "distance_m_per_min": "m a minute",
+        "stuck_share": "of the time stuck",
+        "false_stop_share": "of the free time stopped for nothing",
+    }
+    told = [f"{_sure(metrics, f'simulate/{name}')} {title}" for name, title in titles.items()]
+    return "\n\nIn simulated rooms: " + ", ".join(told) + "." if "simulate/distance_m_per_min" in metrics else ""
 
 
 def _count(metrics: Mapping[str, float], part: str, what: str) -> str:

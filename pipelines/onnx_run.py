@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from serving import preprocess
+from training.pack_file import Pixels
 
 WARM_UP_RUNS = 3
 
@@ -21,7 +22,7 @@ def session(model: bytes) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def logits_of_onnx(model: bytes, frames: np.ndarray) -> np.ndarray:
+def logits_of_onnx(model: bytes, frames: Pixels) -> np.ndarray:
     """(N, 2) float32 by ONNX Runtime, fed as on the robot.
 
     Args:
@@ -30,7 +31,7 @@ def logits_of_onnx(model: bytes, frames: np.ndarray) -> np.ndarray:
     loaded = session(model)
     batch = np.empty(preprocess.INPUT_SHAPE, dtype=np.float32)
     answers = []
-    for frame in frames:
+    for frame in (frames[index] for index in range(len(frames))):
         preprocess.into(frame, batch)  # type: ignore[no-untyped-call]
         answers.append(loaded.run([preprocess.OUTPUT_NAME], {preprocess.INPUT_NAME: batch})[0][0])
     return np.asarray(answers, dtype=np.float32)

@@ -2,7 +2,7 @@
 
 A stage asks for its own block alone (`block(SplitParams)`), so that it depends on nothing that `dvc.yaml` does not
 name for it. `load` checks every block at once. The block `train` is defined in training/settings.py, because the
-training board reads it without this package.
+training board reads it without this package; the block `simulate` in simulator/settings.py.
 """
 
 from pathlib import Path
@@ -15,6 +15,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from serving.contracts.releases import Target
 from serving.errors import OperatorError, RejectedError
 from serving.settings import convert
+from simulator.settings import SuiteSettings
 from training.settings import TrainSettings
 
 PARAMS_FILE = "params.yaml"
@@ -52,6 +53,12 @@ class EvaluateParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     min_blocked_recall: Share  # the decision's threshold is chosen to reach this on the validation part
 
 
+class UnseenParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How often a network is trained to be judged on sources it has not seen; 0: never."""
+
+    folds: Annotated[int, msgspec.Meta(ge=0, le=100)] = 5
+
+
 class ExportParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     golden_frames: Annotated[int, msgspec.Meta(ge=2, le=256)]
     int8: Literal["auto", "yes", "no"] = "no"  # auto: kept where it is as accurate, on a CPU where also quicker
@@ -64,6 +71,9 @@ class GateParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     min_blocked_recall: ClosedShare
     max_parity_error: Annotated[float, msgspec.Meta(gt=0)]  # of a logit, over the golden frames
     max_latency_ms: dict[str, Annotated[float, msgspec.Meta(gt=0)]]  # p99 of one inference, per target
+    # Of the stage `simulate`; None: not asked.
+    max_collisions_per_100m: Annotated[float, msgspec.Meta(ge=0)] | None = None  # upper end of the 95 % interval
+    min_distance_m_per_min: Annotated[float, msgspec.Meta(gt=0)] | None = None  # standing still hits nothing
 
     def __post_init__(self) -> None:
         for target in self.max_latency_ms:
@@ -79,8 +89,10 @@ class Params(NamedTuple):
     data: DataParams
     split: SplitParams
     train: TrainSettings
+    unseen: UnseenParams
     evaluate: EvaluateParams
     export: ExportParams
+    simulate: SuiteSettings
     gates: GateParams
 
 
@@ -88,8 +100,10 @@ BLOCKS: dict[type[msgspec.Struct], str] = {
     DataParams: "data",
     SplitParams: "split",
     TrainSettings: "train",
+    UnseenParams: "unseen",
     EvaluateParams: "evaluate",
     ExportParams: "export",
+    SuiteSettings: "simulate",
     GateParams: "gates",
 }
 

@@ -1,10 +1,11 @@
 """Stage `split`: divides the images into train, validation and test.
 
 Reads build/validate/images.csv and the block `split` of params.yaml. Writes build/split/split.csv (image, label,
-session, source, group, part) and build/split/report.json.
+session, source, group, part, simulated) and build/split/report.json.
 
 Never by image: frames of one drive look alike, so a random split of frames flatters. By session, the test images come
 from drives that training has not seen; by near-duplicate group, at least from views that it has not seen.
+Simulated images beside real ones are all learned from: how a robot does in a real room is measured in real rooms.
 """
 
 import json
@@ -23,7 +24,7 @@ from serving.errors import RejectedError
 
 OUT = Path("build/split")
 PARTS = ("train", "validation", "test")
-COLUMNS = ["image", "label", "session", "source", "group", "part"]
+COLUMNS = ["image", "label", "session", "source", "group", "part", "simulated"]
 By = Literal["session", "group"]
 
 # `auto` takes the split by session if no part has less than half or more than twice its share of the images.
@@ -44,13 +45,19 @@ def split(images: pd.DataFrame, params: SplitParams) -> tuple[pd.DataFrame, dict
         RejectedError: a part would lack a class, whatever is put where.
     """
     readable = images[images["readable"]].sort_values("image", ignore_index=True)
-    by, part, why = _choose(readable, params)
-    table = readable.assign(part=np.array(PARTS)[part])[COLUMNS]
+    divided = ~readable["simulated"].to_numpy(dtype=bool)
+    if not divided.any():
+        divided[:] = True
+    by, part, why = _choose(readable[divided], params)
+    parts = np.full(len(readable), "train", dtype=object)
+    parts[divided] = np.array(PARTS)[part]
+    table = readable.assign(part=parts)[COLUMNS]
     report = {
         "by": by,
         "asked": params.by,
         "why": why,
         "unreadable_left_out": int(len(images) - len(readable)),
+        "simulated_beside_real": int((~divided).sum()),
         "parts": {name: _describe(table[table["part"] == name], len(table)) for name in PARTS},
     }
     return table, report
@@ -214,6 +221,8 @@ def command() -> None:
     for name, part in report["parts"].items():
         counts = ", ".join(f"{part[label]} {label}" for label in LABELS)
         click.echo(f"  {name:<10} {part['images']:>6} images ({part['share']:.0%}): {counts}")
+    if report["simulated_beside_real"]:
+        click.echo(f"  {report['simulated_beside_real']} simulated images among them are all in train")
     if report["unreadable_left_out"]:
         click.echo(f"  {report['unreadable_left_out']} images that cannot be decoded are in no part")
 

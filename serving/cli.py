@@ -9,7 +9,12 @@ from serving.errors import OperatorError
 
 COMMANDS = {
     "run": ("serving.daemon:command", "Run the robot: camera, model, motors, updates and events."),
-    "status": ("serving.cli:status", "What the robot on this machine does, from its state files."),
+    "status": ("serving.local.commands:status", "Tell what the robot on this machine does."),
+    "stop": ("serving.local.commands:stop", "Motors to zero, until `resume`."),
+    "resume": ("serving.local.commands:resume", "Drive again after `stop`."),
+    "rollback": ("serving.local.commands:rollback", "Go back to the engine before."),
+    "label": ("serving.local.commands:label", "Keep the next frame as an image of `blocked` or `free`."),
+    "capture": ("serving.local.commands:capture", "Sessions of labelled images: begin, finish, discard."),
     "doctor": ("serving.doctor:command", "Say what this robot has, what is missing, and what to do."),
     "check-config": ("serving.cli:check_config", "Read robot.toml and say what is wrong with it, if anything."),
     "example-config": ("serving.cli:example_config", "Print a robot.toml to begin with."),
@@ -64,40 +69,9 @@ def example_config() -> None:
 
     Example: jetloop-robot example-config > robot.toml
     """
-    from serving.config import EXAMPLE
+    from serving.config_example import EXAMPLE
 
     click.echo(EXAMPLE, nl=False)
-
-
-@click.command()
-@_config_option
-def status(config_path: Path) -> None:
-    """Tell what the robot on this machine does: mode, release, outbox.
-
-    Reads what the daemon leaves in robot.state_dir; asks nothing over the network.
-
-    Example: jetloop-robot status --config robot.toml
-    """
-    from serving.config import load
-    from serving.daemon import read_status
-
-    found, runs = read_status(Path(load(config_path).robot.state_dir))
-    state = found.state
-    age_s = found.age_s()
-    rows = {
-        "robot": f"{state.site}/{state.robot}, ring {state.ring}",
-        "daemon": f"runs, process {found.pid}" if runs else "does not run",
-        "said": f"{age_s:.0f} s ago",
-        "mode": state.mode + (f" ({state.reason})" if state.reason else ""),
-        "release": state.release or "none",
-        "engine": state.engine or "none",
-        "session": state.session,
-        "up": f"{state.uptime_s:.0f} s",
-        "next event": str(found.next_sequence),
-        "outbox": f"{state.outbox_depth} waiting",
-    }
-    for name, value in rows.items():
-        click.echo(f"{name:<11} {value}")
 
 
 def main() -> None:

@@ -4,14 +4,15 @@ Each table is a frozen struct with its defaults, units and limits; a wrong key o
 Relative paths mean: relative to the folder of robot.toml.
 """
 
+import ipaddress
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Dict, Literal
+from typing import Annotated, Any, Dict, List, Literal
 
 import msgspec
 from msgspec import Meta
 
-from serving.contracts.names import Name
+from serving.contracts.names import NAME_PATTERN, Name
 from serving.contracts.releases import Target
 from serving.errors import OperatorError, RejectedError
 from serving.settings import convert
@@ -21,6 +22,7 @@ Url = Annotated[str, Meta(pattern=r"^https?://[^\s/]+", max_length=1000)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Megabytes = Annotated[float, Meta(gt=0, le=1_000_000)]
 Speed = Annotated[float, Meta(ge=0, le=1)]  # of a motor, as a share of its full speed
+NameOrNone = Annotated[str, Meta(pattern=rf"^\Z|{NAME_PATTERN}")]  # as `Name`, or empty
 Share = Annotated[float, Meta(ge=0, lt=1)]
 
 
@@ -140,6 +142,46 @@ class ShadowSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     keep_mb: Megabytes = 20.0
 
 
+class PageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The robot's own page, with /metrics for Prometheus."""
+
+    bind: Text = "127.0.0.1"  # address to listen on; anything but loopback asks for a token
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 8420  # 0: no page
+    token: str = ""  # who knows it may look and stop; at least 16 characters
+    hosts: List[Text] = []  # names under which a browser finds this robot, beside its own
+    frames_per_s: Annotated[float, Meta(gt=0, le=30)] = 5.0  # of the picture, for all who look together
+
+    def __post_init__(self) -> None:
+        if self.token and len(self.token) < 16:
+            raise ValueError("`token` has fewer than 16 characters; `openssl rand -hex 16` makes one")
+        if not self.token and not is_loopback(self.bind):
+            raise ValueError(f"`bind` is {self.bind}, which others can reach: set `token` too")
+
+
+class CaptureSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Images that people label on the robot. What is said here goes into each session."""
+
+    source: NameOrNone = ""  # person or house; empty: each session is a source of its own
+    place: str = "unknown"
+    camera: str = "unknown"
+    licence: str = "unknown"
+    safety_distance_cm: Annotated[float, Meta(ge=0, le=1000)] = 0.0  # nearer than this is `blocked`; 0: unknown
+    max_mb: Megabytes = 500.0  # of all sessions on this robot; then a label is refused
+    min_free_mb: Annotated[float, Meta(ge=0, le=1_000_000)] = 200.0  # that capturing leaves of the disk
+
+
+class UploadSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where finished sessions go."""
+
+    # s3://bucket/folder, or http(s)://host/folder; empty: they stay until someone fetches them
+    url: Annotated[str, Meta(pattern=r"^(s3|https?)://[^\s/]+|^\Z", max_length=1000)] = ""
+    token: str = ""  # for http(s): sent as `Authorization: Bearer`
+    endpoint: Annotated[str, Meta(pattern=r"^https?://[^\s/]+|^\Z", max_length=1000)] = ""  # of S3; empty: Amazon's
+    part_mb: Annotated[float, Meta(ge=6, le=1000)] = 8.0  # of an S3 upload: what is lost when the network breaks
+    timeout_s: Seconds = 30.0  # of one request
+    retry_max_s: Seconds = 300.0  # longest pause between two attempts
+
+
 class RobotConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """robot.toml as a whole."""
 
@@ -153,7 +195,18 @@ class RobotConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     shadow: ShadowSettings = msgspec.field(default_factory=ShadowSettings)
     recorder: RecorderSettings = msgspec.field(default_factory=RecorderSettings)
     outbox: OutboxSettings = msgspec.field(default_factory=OutboxSettings)
+    page: PageSettings = msgspec.field(default_factory=PageSettings)
+    capture: CaptureSettings = msgspec.field(default_factory=CaptureSettings)
+    upload: UploadSettings = msgspec.field(default_factory=UploadSettings)
     metrics_interval_s: Seconds = 10.0
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach an address to listen on."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
 
 
 def load(path: Path) -> RobotConfig:
@@ -189,87 +242,3 @@ def _with_absolute_paths(config: RobotConfig, folder: Path) -> RobotConfig:
         engine=replace(config.engine, python=absolute(config.engine.python)),
         recorder=replace(config.recorder, path=absolute(config.recorder.path)),
     )
-
-
-EXAMPLE = """\
-# robot.toml: the settings of one robot. Lines that begin with # show what holds when nothing is said.
-# Relative paths mean: relative to the folder of this file.
-
-# metrics_interval_s = 10          # decisions, latency and blocked rate are reported this often
-
-[robot]
-name = "jetbot-1"                  # with the site: this robot's name in every event
-site = "lab"
-state_dir = "state"                # slots, outbox, flight recorder; must survive a reboot
-# ring = "champion"                # or canary: which channel of releases this robot runs
-
-[hardware]
-kind = "simulated"                 # or jetbot: an entry point of the group jetloop.hardware
-# [hardware.options]               # arguments of that kind
-
-[repository]
-url = "http://127.0.0.1:8400"      # serves metadata/ and targets/, signed
-root = "root.json"                 # the root of trust, from `jetloop release init`
-# poll_s = 30                      # looks this often, also when no wake-up comes
-# timeout_s = 10                   # of one request
-
-[mqtt]
-host = "127.0.0.1"
-# port = 1883
-# username = ""
-# password = ""                    # then keep this file readable to the robot's user alone
-# tls = false
-# ca = ""                          # PEM files; a ca turns TLS on
-# certificate = ""
-# key = ""
-# keepalive_s = 15
-# reconnect_max_s = 30
-# max_in_flight = 20
-# max_events_per_s = 500           # after an outage
-# settle_s = 5                     # an acknowledged event is kept so long, in case the broker dies before it saved it
-
-[engine]
-# target = "cpu-ort-fp32"          # the engines that this machine runs
-# python = ""                      # interpreter of the engine worker; empty: the daemon's own
-# threads = 1
-# start_timeout_s = 30             # until an engine is loaded and warm
-# decide_timeout_ms = 150          # a worker that takes longer is ended and started again
-# max_latency_ratio = 10           # a new engine is refused when its median is over this many times its passport's
-# max_latency_ms = 100             # ... or over this
-# max_memory_mb = 1500             # a worker that holds more memory is ended and started again
-# max_failures = 3                 # in a row, then the engine before this one takes over
-
-[control]
-# max_age_ms = 200                 # no decision on a frame younger than this: motors to zero
-# forward_speed = 0.4              # shares of full speed, 0..1
-# turn_speed = 0.35
-# back_speed = 0.3
-# smoothing = 0.3                  # weight of the past in the probability of `blocked`; 0: none
-# hysteresis = 0.05                # half width of the band around the model's threshold
-# turn = "left"                    # left, right or alternate
-# stuck_after_s = 6                # turning for longer: back off, then turn the other way
-# back_off_s = 0.5
-
-[probation]                         # of a new engine; what does not hold puts the one before it back
-# duration_s = 120                 # of driving; 0: no probation
-# max_latency_p99_ms = 120
-# min_blocked_rate = 0             # share of decisions that are not `forward`
-# max_blocked_rate = 0.95
-# max_spin_s = 40                  # of driving without one `forward`
-# max_restarts = 1                 # of the engine, after it crashed, hung or answered nonsense
-# max_starts = 5                   # starts of the daemon that did not end as they should
-
-[shadow]                           # an engine that sees the same frames and does not drive
-# channel = ""                     # champion or canary; empty: none
-# frames_per_s = 5                 # at most
-# keep_frames = 200                # the most disagreeing ones, in state_dir/disagreements
-# keep_mb = 20
-
-[recorder]
-# path = ""                        # empty: decisions.csv in robot.state_dir
-# max_mb = 20
-
-[outbox]
-# max_mb = 64                      # events that wait for the broker
-# max_age_h = 720                  # ... and how long, in hours that the robot runs
-"""

@@ -34,6 +34,13 @@ class Status(NamedTuple):
     reason: str = ""
 
 
+class Decided(NamedTuple):
+    """What the network said last, whether or not it moved anything."""
+
+    action: Action
+    latency_ms: float  # from having the frame to the decision
+
+
 class _Done(NamedTuple):
     """A decision that reached the motors. Times are of time.monotonic()."""
 
@@ -45,7 +52,7 @@ class _Done(NamedTuple):
     done_s: float
 
 
-def _nobody_listens(loaded: Loaded, frame: Frame, action: Action, latency_ms: float) -> None:
+def _nobody_listens(*_: object) -> None:
     """In the place of a listener."""
 
 
@@ -55,10 +62,13 @@ class Control:
     Args:
         on_decided: told of each decision that reached the motors, with its latency in ms. It must not wait; the
             frame's pixels are its own to read only until it returns.
+        on_frame: the same for each frame, decided on or not, after its decision.
 
     Attributes:
         window: counts for the next metrics event.
         readings: what the body told last.
+        turned_s: time.monotonic() of the last turn of the loop: what the service manager's watchdog goes by.
+        last: what was decided last, and how long that took; also while the motors are held.
         crashed: what ended the thread, if it was not `close()`: a fault of jetloop's own.
     """
 
@@ -72,6 +82,7 @@ class Control:
         recorder: Recorder,
         reporter: Tells,
         on_decided: Callable[[Loaded, Frame, Action, float], None] = _nobody_listens,
+        on_frame: Callable[[Frame], None] = _nobody_listens,
     ) -> None:
         self._hardware = hardware
         self._settings = settings
@@ -82,10 +93,13 @@ class Control:
         self._recorder = recorder
         self._reporter = reporter
         self._on_decided = on_decided
+        self._on_frame = on_frame
+        self._held: Optional[str] = None  # why a person wants the motors at zero
+        self._acting = threading.Lock()  # held while a command goes to the motors
         self._drive = DriveState()
         self._driver: Optional[Loaded] = None  # made the last decision
         self._avoiding_since_s: Optional[float] = None
-        self._last: Optional[Action] = None
+        self._acted: Optional[Action] = None  # the last that reached the motors
         self._sequence = 0
         self._done: Optional[_Done] = None  # the last decision, not yet written down
         self._standing = "no frame yet"  # why nothing moves, as far as this thread knows
@@ -96,6 +110,8 @@ class Control:
         self._closing = threading.Event()
         self.window = Window()
         self.readings = Readings()
+        self.turned_s = time.monotonic()
+        self.last: Optional[Decided] = None
         self.crashed: Optional[BaseException] = None
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
 
@@ -109,10 +125,30 @@ class Control:
         if self._thread.is_alive():
             self._thread.join(timeout=1.0)
 
+    def hold(self, reason: str) -> None:
+        """Motors to zero, and there they stay until `let_go()`: a person's word. Any thread, also before `start()`."""
+        self._held = reason
+        self._motors.stop(reason)
+        # A command that was under way just now may have come after that stop.
+        with self._acting:
+            self._motors.stop(reason)
+
+    def let_go(self) -> None:
+        """The next decision moves the robot again."""
+        self._held = None
+
+    @property
+    def held(self) -> Optional[str]:
+        """Why a person stopped the robot; None when nobody did."""
+        return self._held
+
     def status(self) -> Status:
         """What the robot is doing, for its state."""
         if self._closing.is_set() or self.crashed is not None:
             return Status("stopped", "" if self.crashed is None else repr(self.crashed))
+        held = self._held
+        if held is not None:
+            return Status("stopped", held)
         if time.monotonic() - self._acted_s < self._max_age_s and self._motors.moving:
             return Status("driving")
         if self._supervisor.wanted is None:
@@ -133,6 +169,7 @@ class Control:
 
     def step(self) -> None:
         """One turn of the loop: at most one frame and one decision; then, the motors set, what can wait."""
+        self.turned_s = time.monotonic()
         frame = self._read()
         loaded = self._supervisor.take()
         if loaded is None:
@@ -141,6 +178,8 @@ class Control:
             self._decide_on(frame, loaded, time.monotonic())
         if frame is None or loaded is None:
             self._note_last()
+        if frame is not None:
+            self._on_frame(frame)
         self._read_sensors()
 
     def _decide_on(self, frame: Frame, loaded: Loaded, received_s: float) -> None:
@@ -162,7 +201,7 @@ class Control:
         action, drive = decide(logits, frame.captured_at, self._drive, loaded.passport.decision, self._settings)
         if self._act(action, loaded, frame, received_s):
             self._tell_avoidance(action, drive, frame)
-            self._drive, self._last = drive, action
+            self._drive, self._acted = drive, action
 
     def _read(self) -> Optional[Frame]:
         """The newest frame; None when there is none."""
@@ -187,9 +226,14 @@ class Control:
         if decided_s - frame.captured_at > self._max_age_s:
             self._stale("late-decision", decided_s - frame.captured_at)
             return False
+        self.last = Decided(action, (decided_s - received_s) * 1e3)
         try:
-            if not self._motors.command(action.left, action.right, decided_s):
-                return False
+            with self._acting:
+                if self._held is not None:
+                    self._supervisor.decided(loaded)  # a new engine takes over while the robot stands, too
+                    return False
+                if not self._motors.command(action.left, action.right, decided_s):
+                    return False
         except OperatorError as problem:
             if self._stand_still(str(problem)):
                 log.error("%s", problem)
@@ -262,8 +306,8 @@ class Control:
         after = self.readings.collisions
         if before is not None and after is not None and after > before:
             data: Dict[str, Any] = {"count": after - before, "total": after}
-            if self._last is not None:
-                data.update(action=self._last.motion.value, p_blocked=self._last.p_blocked)
+            if self._acted is not None:
+                data.update(action=self._acted.motion.value, p_blocked=self._acted.p_blocked)
             self._reporter.emit("collision", data)
 
 

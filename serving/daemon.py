@@ -1,32 +1,30 @@
-"""`jetloop-robot run`: wires the parts of one robot, tells its state, and ends with the motors at zero.
+"""`jetloop-robot run`: wires the parts of one robot, and ends with the motors at zero.
 
-What each part does is in its module. Nothing here waits for the network: the robot boots with what its slots hold.
+What each part does is in its module; what is told of them, again and again, in teller.py. Nothing here waits for the
+network: the robot boots with what its slots hold.
 """
 
 import contextlib
 import datetime
-import fcntl
 import importlib.metadata
 import logging
 import os
 import platform
 import secrets
-import shutil
 import signal
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Optional, Tuple
+from typing import Any, Callable, Dict
 
 import click
 import msgspec
-import psutil
 
+from serving.capture import Capture
 from serving.command_line import log_to_stderr
 from serving.config import RobotConfig, load
-from serving.contracts.events import RobotState, utc_now
-from serving.control import Control, Status
+from serving.control import Control
 from serving.decide import Action
 from serving.engine.client import backend_file
 from serving.engine.supervisor import Loaded, Supervisor
@@ -34,6 +32,9 @@ from serving.errors import OperatorError
 from serving.guarded_motors import GuardedMotors
 from serving.hardware import base
 from serving.hardware.base import Frame
+from serving.local.doors import Doors
+from serving.local.glimpse import Glimpse
+from serving.lock import only_one
 from serving.motors import DeadMan
 from serving.mqtt import Link
 from serving.outbox import Outbox
@@ -42,16 +43,17 @@ from serving.recorder import Recorder
 from serving.reporter import Reporter
 from serving.shadow import Shadow
 from serving.slots import Slots
+from serving.status import CaptureStatus
 from serving.systemd import Watchdog, notify
+from serving.teller import Teller
 from serving.updater import Updater
+from serving.upload import Uploads
 
 log = logging.getLogger("robot")
 
-LOCK_FILE = "robot.lock"
-STATUS_FILE = "status.json"
-_STATE_EVERY_S = 5.0
 _LOOK_EVERY_S = 0.1
 _CLOSE_WITHIN_S = 1.5
+_CONTROL_HANGS_S = 3.0  # without a turn of the control loop: the service manager's watchdog shall know
 # Python's 5 ms would be the control thread's wait for any busy other one; a decision takes less.
 _SWITCH_INTERVAL_S = 0.0005
 
@@ -65,10 +67,6 @@ class Daemon:
 
     def __init__(self, config: RobotConfig) -> None:
         self._config = config
-        self._started_s = time.monotonic()
-        self._told: Optional[RobotState] = None
-        self._told_s = 0.0
-        self._metrics_s = time.monotonic()
         self._parts = contextlib.ExitStack()
         try:
             self._make()
@@ -122,6 +120,10 @@ class Daemon:
         self.shadow = Shadow.of(config, self._shadow_refused)
         if self.shadow is not None:
             self._closes("shadow", self.shadow.close)
+        self.glimpse = Glimpse(config.page.frames_per_s)
+        self.capture = Capture(state / "captures", config.capture, robot.name)
+        self.uploads = Uploads(config.upload, self.capture)
+        self._closes("uploads", self.uploads.close)
         self.supervisor = Supervisor(config.engine, self.reporter, self.probation.failing)
         self._closes("engine", self.supervisor.close)
         guard = GuardedMotors.of(hardware, config.control.max_age_ms / 1e3)
@@ -138,7 +140,31 @@ class Daemon:
             recorder,
             self.reporter,
             self._decided,
+            self.glimpse.offer,
         )
+        self.teller = Teller(
+            config,
+            self.session,
+            self.control,
+            self.supervisor,
+            self.outbox,
+            self.link,
+            self.reporter,
+            self.shadow,
+            self._captured,
+        )
+        self.doors = Doors(
+            config,
+            control=self.control,
+            probation=self.probation,
+            slots=self.slots,
+            reporter=self.reporter,
+            glimpse=self.glimpse,
+            capture=self.capture,
+            uploads=self.uploads,
+            teller=self.teller,
+        )
+        self._closes("socket and page", self.doors.close)
         self._closes("control", self.control.close)
 
     def _closes(self, name: str, close: Callable[[], None]) -> None:
@@ -170,6 +196,8 @@ class Daemon:
         self.updater.start()
         if self.shadow is not None:
             self.shadow.start()
+        self.uploads.start()
+        self.doors.start()
 
     def run(self, until: threading.Event) -> None:
         """Tells state and metrics until the event is set.
@@ -181,69 +209,13 @@ class Daemon:
         notify("READY=1")
         watchdog = Watchdog()
         while not until.wait(_LOOK_EVERY_S):
-            self.step()
+            self.teller.step()
             if self.control.crashed is not None:
                 raise OperatorError(f"the control loop failed: {self.control.crashed!r}; the log has more")
-            watchdog.pet()
+            if time.monotonic() - self.control.turned_s < _CONTROL_HANGS_S:
+                watchdog.pet()
         notify("STOPPING=1")
         self.probation.ended_well()
-
-    def step(self) -> None:
-        """Publishes the state when it changed or is old, and metrics when they are due."""
-        now_s = time.monotonic()
-        state = self._state(self.control.status())
-        if _changed(state, self._told) or now_s - self._told_s >= _STATE_EVERY_S:
-            if self._told is None or state.mode != self._told.mode:
-                log.info("%s%s", state.mode, f": {state.reason}" if state.reason else "")
-                notify(f"STATUS={state.mode}, release {state.release or 'none'}")
-            state = self._with_vitals(state)
-            self._told, self._told_s = state, now_s
-            self.link.publish_state(state)
-            self._write_status(state)
-        if now_s - self._metrics_s >= self._config.metrics_interval_s:
-            self._metrics_s = now_s
-            shadow = {"shadow": self.shadow.take()} if self.shadow is not None else {}
-            data = {**self.control.window.take(), "outbox_depth": self.outbox.depth(), **shadow}
-            self.reporter.emit("metrics", data)
-
-    def _state(self, status: Status) -> RobotState:
-        config, candidate = self._config, self.supervisor.wanted
-        passport = candidate.passport if candidate else None
-        return RobotState(
-            site=config.robot.site,
-            robot=config.robot.name,
-            session=self.session,
-            online=True,
-            at=utc_now(),
-            mode=status.mode,
-            reason=status.reason,
-            ring=config.robot.ring,
-            target=config.engine.target,
-            release=passport.release_id if passport else "",
-            model_version=passport.lineage.model_version if passport else "",
-            engine=passport.engine.sha256 if passport else "",
-            uptime_s=time.monotonic() - self._started_s,
-            outbox_depth=self.outbox.depth(),
-        )
-
-    def _with_vitals(self, state: RobotState) -> RobotState:
-        """Adds what costs more than a moment to find out."""
-        body_c = self.control.readings.temperature_c
-        return msgspec.structs.replace(
-            state,
-            temperature_c=hottest_c() if body_c is None else body_c,
-            disk_free_mb=shutil.disk_usage(self._config.robot.state_dir).free / 1e6,
-        )
-
-    def _write_status(self, state: RobotState) -> None:
-        """For `jetloop-robot status`. Not synced: after a power failure it says nothing anyway."""
-        path = Path(self._config.robot.state_dir) / STATUS_FILE
-        try:
-            beside = path.with_suffix(".tmp")
-            beside.write_bytes(msgspec.json.encode(StatusFile(state, self.outbox.next_sequence, os.getpid())))
-            os.replace(beside, path)
-        except OSError as problem:
-            log.warning("%s: %s", path, problem.strerror)
 
     def _about(self, release: str) -> Dict[str, Any]:
         config = self._config
@@ -262,6 +234,9 @@ class Daemon:
         if self.shadow is not None:
             self.shadow.offer(loaded, frame, action)
 
+    def _captured(self) -> CaptureStatus:
+        return msgspec.structs.replace(self.capture.status(), upload=self.uploads.said)
+
     def _refused(self, release_id: str, engine_sha256: str, reason: str) -> None:
         self.reporter.emit("model.refused", {"release": release_id, "engine": engine_sha256, "reason": reason})
 
@@ -270,71 +245,10 @@ class Daemon:
         self.reporter.emit("model.refused", data)
 
 
-class StatusFile(msgspec.Struct, frozen=True):
-    """What the daemon leaves in its state_dir for `jetloop-robot status`."""
-
-    state: RobotState
-    next_sequence: int
-    pid: int
-
-    def age_s(self) -> float:
-        return (utc_now() - self.state.at).total_seconds()
-
-
 def session_name(robot: str) -> str:
     """Names one start of the daemon: robot, UTC time, and four digits in case the clock was not set."""
     now = datetime.datetime.now(datetime.timezone.utc)
     return f"{robot[:70]}-{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
-
-
-@contextlib.contextmanager
-def only_one(state_dir: Path) -> Iterator[None]:
-    """Holds a state_dir for this process alone; the lock falls with the process.
-
-    Raises:
-        OperatorError: another daemon holds it, or it cannot be written.
-    """
-    try:
-        state_dir.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(state_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as problem:
-        raise OperatorError(f"robot.state_dir {state_dir} cannot be written: {problem.strerror}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise OperatorError(f"another jetloop-robot runs with {state_dir}; stop it, or give this one its own") from None
-    finally:
-        os.close(descriptor)
-
-
-def read_status(state_dir: Path) -> Tuple[StatusFile, bool]:
-    """What the daemon said last, and whether it runs.
-
-    Raises:
-        OperatorError: no daemon ran here, or its files cannot be read.
-    """
-    path = state_dir / STATUS_FILE
-    try:
-        found = msgspec.json.decode(path.read_bytes(), type=StatusFile)
-        descriptor = os.open(state_dir / LOCK_FILE, os.O_RDONLY)
-    except FileNotFoundError:
-        raise OperatorError(f"{path} is not there: no jetloop-robot ran with this state_dir yet") from None
-    except (OSError, ValueError) as problem:  # msgspec's errors are ValueErrors
-        raise OperatorError(f"{path} cannot be read: {problem}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return found, False
-    except BlockingIOError:
-        return found, True
-    finally:
-        os.close(descriptor)
-
-
-def hottest_c() -> Optional[float]:
-    """The hottest sensor of this machine in degrees Celsius; None where there is none."""
-    sensors = psutil.sensors_temperatures()
-    return max((entry.current for entries in sensors.values() for entry in entries), default=None)
 
 
 def _check_engine(config: RobotConfig) -> None:
@@ -343,12 +257,6 @@ def _check_engine(config: RobotConfig) -> None:
     python = config.engine.python
     if python and not os.access(python, os.X_OK):
         raise OperatorError(f"engine.python is `{python}`, which is not a program that can be run")
-
-
-def _changed(state: RobotState, told: Optional[RobotState]) -> bool:
-    if told is None:
-        return True
-    return (state.mode, state.reason, state.release) != (told.mode, told.reason, told.release)
 
 
 def _end_in_time() -> None:

@@ -237,7 +237,7 @@ def memory() -> Finding:
 
 def daemon(state_dir: Path) -> Finding:
     """What the daemon says, if it runs."""
-    from serving.daemon import read_status
+    from serving.status import read_status
 
     try:
         status, runs = read_status(state_dir)

@@ -180,6 +180,7 @@ class Watcher:
         if self._engine is None:
             self._restart()
             return
+        self._engine.end_if_over(self._settings.max_memory_mb)  # the next inference says so
         begun_s = time.monotonic()
         self._offered.clear()
         self._wants.set()

@@ -1,10 +1,34 @@
-"""What is counted between two metrics events. What the counts become is in daemon.py."""
+"""What is counted: between two metrics events, and since the start. What the counts become is in teller.py and
+local/metrics.py.
+"""
 
+import bisect
 import threading
 import time
 from typing import Any, Dict, List
 
 import numpy as np
+
+LATENCY_BOUNDS_MS = (5.0, 10.0, 20.0, 30.0, 50.0, 75.0, 100.0, 150.0, 200.0)
+
+
+class Totals:
+    """The same since the start of the daemon, for /metrics. Written by the control thread alone; read by anyone.
+
+    Attributes:
+        by_latency: decisions per bucket: up to each of LATENCY_BOUNDS_MS, and above.
+    """
+
+    def __init__(self) -> None:
+        self.blocked = 0
+        self.stale = 0
+        self.latency_ms = 0.0
+        self.by_latency = [0] * (len(LATENCY_BOUNDS_MS) + 1)
+
+    def add(self, latency_ms: float, blocked: bool) -> None:
+        self.blocked += blocked
+        self.latency_ms += latency_ms
+        self.by_latency[bisect.bisect_left(LATENCY_BOUNDS_MS, latency_ms)] += 1
 
 
 class Window:
@@ -17,14 +41,17 @@ class Window:
         self._age_ms: List[float] = []
         self._blocked = 0
         self._stale = 0
+        self.totals = Totals()
 
     def add(self, latency_ms: float, age_ms: float, blocked: bool) -> None:
         with self._lock:
             self._latency_ms.append(latency_ms)
             self._age_ms.append(age_ms)
             self._blocked += blocked
+        self.totals.add(latency_ms, blocked)
 
     def add_stale(self) -> None:
+        self.totals.stale += 1
         with self._lock:
             self._stale += 1
 

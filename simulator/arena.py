@@ -17,6 +17,7 @@ class Arena:
         room: a room to use instead of the seed's.
         camera: mounting, lens and sensor to use instead of the seed's.
         drive: motors and wheels to use instead of the seed's.
+        site: seed of what it has in common with other rooms: floor, walls, light and camera.
     """
 
     def __init__(
@@ -25,12 +26,13 @@ class Arena:
         room: Room | None = None,
         camera: CameraSettings | None = None,
         drive: Drive | None = None,
+        site: int | None = None,
     ) -> None:
         self.seed = seed
-        self.room = room if room is not None else make_room(seed)
+        self.room = room if room is not None else make_room(seed, site)
         self.robot = Robot(self.room, self.room.start, drive if drive is not None else make_drive(seed))
         self.time_s = 0.0
-        self._camera = Camera(camera if camera is not None else make_settings(seed), seed)
+        self._camera = Camera(camera if camera is not None else make_settings(seed if site is None else site), seed)
         self._owed_s = 0.0  # asked for, not yet integrated: less than one step
 
     @property

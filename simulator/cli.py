@@ -1,6 +1,7 @@
-"""`jetloop simulate`: sessions and pictures out of the arena."""
+"""`jetloop simulate`: sessions and pictures out of the arena, and networks that drive in it."""
 
 import os
+import threading
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ from rich.progress import Progress
 from serving.errors import OperatorError
 from simulator.arena import Arena
 from simulator.sessions import SAFETY_DISTANCES_M, make_session
+from simulator.settings import FIRST_JUDGING_SEED
 from simulator.topview import draw
 
 _DISTANCE = click.FloatRange(*SAFETY_DISTANCES_M)
@@ -17,7 +19,10 @@ _DISTANCE = click.FloatRange(*SAFETY_DISTANCES_M)
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def group() -> None:
-    """Makes labelled sessions in the arena, and pictures of it for people to look at."""
+    """Makes labelled sessions in the arena, and lets networks drive in it.
+
+    How a network drives through a whole suite of rooms is a stage of the pipeline: `dvc repro simulate`.
+    """
 
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -33,6 +38,11 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option("--safety-distance", type=_DISTANCE, default=0.35, help="Metres ahead of the robot: nearer is blocked.")
 @click.option("--source", default="arena", help="Pretended person or place; also begins the names.")
+@click.option(
+    "--site",
+    type=click.IntRange(0),
+    help="Seed of one lab: its rooms share floor, walls, light and camera. None: no two do.",
+)
 @click.option("--quality", type=click.IntRange(1, 95), default=85, help="Of the JPEGs.")
 @click.option("--force", is_flag=True, help="Replace sessions that are there already.")
 def sessions(
@@ -42,6 +52,7 @@ def sessions(
     seed: int,
     safety_distance: float,
     source: str,
+    site: int | None,
     quality: int,
     force: bool,
 ) -> None:
@@ -52,6 +63,10 @@ def sessions(
     \b
     Example: jetloop simulate sessions --out data/sessions --sessions 4 --images 120 --seed 1
     """
+    if seed + count > FIRST_JUDGING_SEED:
+        raise OperatorError(
+            f"rooms from seed {FIRST_JUDGING_SEED} on are kept for judging networks; take a lower --seed"
+        )
     _make_folder(out)
     names = {number: f"{source}-{number}" for number in range(seed, seed + count)}
     there = [f"{name}.zip" for name in names.values() if (out / f"{name}.zip").exists()]
@@ -69,6 +84,7 @@ def sessions(
                 images=images,
                 safety_distance_m=safety_distance,
                 quality=quality,
+                site=site,
                 progress=lambda _: progress.advance(bar),
             )
     click.echo(f"{count} sessions of {images} images in {out}: {', '.join(names.values())}")
@@ -97,6 +113,67 @@ def frame(seed: int, out: Path, safety_distance: float) -> None:
     except OSError as problem:
         raise OperatorError(f"cannot write {out}: {problem.strerror}; choose a file you may write with --out") from None
     click.echo(f"{out}: arena {seed}, {label}, {arena.clearance_m():.2f} m to the first thing ahead")
+
+
+@group.command(context_settings={"show_default": True})
+@click.option(
+    "--model", type=_FILE, default="build/export/model.onnx", help="ONNX file; export.json beside it is read."
+)
+@click.option("--seed", type=click.IntRange(0), default=FIRST_JUDGING_SEED, help="Of the arena.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8600, help="On loopback; 0 takes a free one.")
+@click.option("--open", "in_browser", is_flag=True, help="Open the page in the browser.")
+def watch(model: Path, seed: int, port: int, in_browser: bool) -> None:
+    """Serve a page that shows a network drive: what the robot sees and says, and the room from above. Ctrl-C ends it.
+
+    \b
+    Example: jetloop simulate watch --model build/export/model.onnx --seed 9000003 --open
+    """
+    from simulator.drive import Network
+    from simulator.settings import SuiteSettings
+    from simulator.suite import start_arena
+    from simulator.watch import Screen, serve
+
+    screen = Screen(start_arena(seed, 0), Network(model), SuiteSettings())
+    try:
+        with serve(screen, f"{model.name} in room {seed}", port) as server:
+            address = f"http://127.0.0.1:{server.server_address[1]}/"
+            click.echo(f"{address} shows {model} in room {seed}; Ctrl-C ends it")
+            if in_browser:
+                click.launch(address)
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            screen.wait()
+    finally:
+        screen.close()
+
+
+@group.command(context_settings={"show_default": True})
+@click.argument("models", type=_FILE, nargs=-1, required=True, metavar="MODEL_A MODEL_B ...")
+@click.option("--drives", type=click.IntRange(2, 500), default=30, help="At a wall or a thing, for each network.")
+@click.option("--out", type=_FILE, default="build/distances.png", help="PNG to write.")
+def distances(models: tuple[Path, ...], drives: int, out: Path) -> None:
+    """Drive networks at the same walls and things, and draw at what distance each turns away.
+
+    export.json beside each ONNX file says from which probability it turns. Networks trained on images that were sorted
+    at 0.41 m and at 0.10 m (`jetloop simulate sessions --safety-distance`) show what that choice does.
+
+    \b
+    Example: jetloop simulate distances far/model.onnx near/model.onnx
+    """
+    from simulator.distances import Approach, compare, draw, told
+    from simulator.drive import Network
+    from simulator.settings import LoopSettings
+
+    networks = [Network(model) for model in models]
+    found: list[list[Approach]] = [[] for _ in models]
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("drives", total=drives * len(models))
+        for number, approach in compare(networks, drives, LoopSettings()):
+            found[number].append(approach)
+            progress.advance(bar)
+    for model, approaches in zip(models, found, strict=True):
+        click.echo(told(str(model), approaches))
+    draw([str(model) for model in models], found, out)
+    click.echo(out)
 
 
 def _make_folder(folder: Path) -> None:

@@ -33,9 +33,9 @@ def paint(rng: np.random.Generator, room: Room, sun: np.ndarray) -> np.ndarray:
     kinds: tuple[Callable[..., np.ndarray], ...] = (_wood, _carpet, _tiles, _stone)
     floor = kinds[int(rng.choice(4, p=(0.32, 0.28, 0.16, 0.24)))](rng, rows, columns)
     chance = rng.random()
-    if chance < 0.36:
+    if chance < 0.42:
         floor = _with_mat(rng, floor)
-    elif chance < 0.50:
+    elif chance < 0.55:
         floor = _with_rug(rng, floor)
     if rng.random() < 0.35:
         floor = _with_cables(rng, floor)
@@ -115,9 +115,9 @@ def _with_mat(rng: np.random.Generator, floor: np.ndarray) -> np.ndarray:
     mat = Image.new("RGB", (columns // 2 + 1, rows // 2 + 1), tuple(int(v) for v in varied(rng, (232, 232, 230), 8)))
     pen = ImageDraw.Draw(mat)
     road = tuple(int(v) for v in varied(rng, (44, 44, 46), 10))
-    width = int(rng.uniform(0.10, 0.24) * scale)
+    width = int(rng.uniform(0.10, 0.32) * scale)  # from a toy's road to one that a Jetbot drives on
     outlined = rng.random() < 0.4  # two dark lines with white between them, rather than a dark road
-    for _ in range(int(rng.integers(2, 6))):
+    for _ in range(int(rng.integers(2, 9))):
         path = _curve(rng, mat.width, mat.height)
         if outlined:
             pen.line(path, road, width + int(rng.uniform(0.04, 0.14) * scale), joint="curve")

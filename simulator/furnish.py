@@ -37,14 +37,16 @@ _SMALL = (Look.CARTON, Look.FLAT, Look.SHOE, Look.BAG, Look.TOY, Look.BOTTLE, Lo
 _SMALL_SHARES = (0.20, 0.16, 0.12, 0.10, 0.14, 0.09, 0.07, 0.05, 0.07)
 
 
-def make_room(seed: int) -> Room:
+def make_room(seed: int, site: int | None = None) -> Room:
     """A room of 2.4 to 5 m, or now and then a table top, with 6 to 14 things in it; the same for the same seed.
+
+    A site lends several rooms its floor, walls and light, as those of one lab have them; it has no table tops.
 
     Raises:
         OperatorError: no free place to start was found (no seed is known to do that).
     """
     rng = np.random.default_rng([seed, 0])
-    table = bool(rng.random() < 0.12)
+    table = bool(rng.random() < 0.12) and site is None
     low, high = TABLE_SIDES_M if table else SIDES_M
     builder = _Builder(rng, float(rng.uniform(low, high)), float(rng.uniform(low, high)), table)
     builder.furnish(int(rng.integers(THINGS[0], THINGS[1] + 1)))
@@ -56,6 +58,7 @@ def make_room(seed: int) -> Room:
         tuple(builder.boxes),
         tuple(builder.cylinders),
         drop_m=float(rng.uniform(0.4, 0.9)) if table else 0.0,
+        site=site,
     )
     return dataclasses.replace(room, start=_find_start(rng, room))
 

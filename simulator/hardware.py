@@ -21,6 +21,7 @@ class SimulatedJetbot(Hardware):
 
     Args:
         seed: of the arena: its room, looks, camera and start.
+        site: of what it shares with other rooms (`jetloop simulate sessions --site`); None: nothing.
         fps: frames the camera gives in a second.
         realtime: whether `read` waits for the next frame. If not, each `read` lets one frame's time pass in the arena
             at once, and `drive` and `stop` let none pass: for tests and for driving faster than the clock.
@@ -31,13 +32,21 @@ class SimulatedJetbot(Hardware):
     """
 
     def __init__(
-        self, *, seed: int = 1, fps: float = 20.0, realtime: bool = True, camera_dies_after_s: float | None = None
+        self,
+        *,
+        seed: int = 1,
+        site: int | None = None,
+        fps: float = 20.0,
+        realtime: bool = True,
+        camera_dies_after_s: float | None = None,
     ) -> None:
         if not isinstance(seed, int) or seed < 0:
             raise OperatorError(f"hardware.options.seed must be a whole number from 0, not {seed!r}")
+        if site is not None and (not isinstance(site, int) or site < 0):
+            raise OperatorError(f"hardware.options.site must be a whole number from 0, not {site!r}")
         if not 0 < fps <= _MAX_FPS:
             raise OperatorError(f"hardware.options.fps must be above 0 and at most {_MAX_FPS:g}, not {fps!r}")
-        self._arena = Arena(seed)
+        self._arena = Arena(seed, site=site)
         self._arena.render()  # bakes the room's looks now, not in the first frame
         self._frame_s = 1.0 / fps
         self._realtime = realtime

@@ -82,6 +82,11 @@ class Room:
     cylinders: tuple[Cylinder, ...] = ()
     start: Pose = _ORIGIN
     drop_m: float = 0.0
+    site: int | None = None  # rooms of one site have their floor, walls and light in common; None: looks of its own
+
+    @property
+    def looks_seed(self) -> int:
+        return self.seed if self.site is None else self.site
 
     @functools.cached_property
     def box_array(self) -> np.ndarray:

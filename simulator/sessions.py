@@ -23,6 +23,7 @@ from serving.settings import convert
 from simulator import labels
 from simulator.arena import Arena
 from simulator.room import ROBOT_RADIUS_M, Pose
+from simulator.settings import FIRST_JUDGING_SEED
 
 JPEG_QUALITY = 85
 SAFETY_DISTANCES_M = (0.1, 1.0)  # allowed
@@ -42,6 +43,7 @@ def make_session(
     safety_distance_m: float = 0.35,
     borderline: float = labels.BORDERLINE,
     quality: int = JPEG_QUALITY,
+    site: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Writes one session zip; what was at `path` is replaced, in one step, only when the new file is complete.
@@ -50,11 +52,12 @@ def make_session(
         path: of the zip; its folder must exist.
         session_id: name of the session, by contract the zip's name without `.zip`.
         source: the pretended person or place, which an honest evaluation leaves out as a whole.
-        seed: of the room, the camera and the places.
+        seed: of the room, the camera and the places; below FIRST_JUDGING_SEED.
         images: how many, 2 or more; half of them (rounded down) `blocked`.
         safety_distance_m: what `blocked` means; labels.py says exactly.
         borderline: places whose clearance is within this share of the safety distance are left out.
         quality: of the JPEGs, 1..95.
+        site: seed of the looks and the camera that rooms of one site have in common; None: this room's own.
         progress: called after each image with how many there are.
 
     Raises:
@@ -62,6 +65,11 @@ def make_session(
             written.
     """
     low, high = SAFETY_DISTANCES_M
+    if seed >= FIRST_JUDGING_SEED:
+        raise OperatorError(
+            f"rooms from seed {FIRST_JUDGING_SEED} on are kept for judging networks, and make no images to train on: "
+            f"take a lower seed than {seed}"
+        )
     if images < 2:
         raise OperatorError(f"a session needs an image of each class: ask for 2 images or more, not {images}")
     if not low <= safety_distance_m <= high:
@@ -71,7 +79,7 @@ def make_session(
             "id": session_id,
             "source": source,
             "robot": "simulated-jetbot",
-            "place": f"simulated room {seed}",
+            "place": f"simulated room {seed}" + (f" of site {site}" if site is not None else ""),
             "camera": "simulated IMX219, 160 degrees",
             "safety_distance_cm": round(100 * safety_distance_m, 3),
             "licence": "Apache-2.0",
@@ -83,7 +91,7 @@ def make_session(
     )
     files = {SESSION_FILE: msgspec.json.format(msgspec.json.encode(about), indent=2) + b"\n"}
     counts = dict.fromkeys(LABELS, 0)
-    for label, pixels in frames(Arena(seed), images, safety_distance_m, borderline):
+    for label, pixels in frames(Arena(seed, site=site), images, safety_distance_m, borderline):
         counts[label] += 1
         files[f"{label}/{counts[label]:04d}.jpg"] = _jpeg(pixels, quality)
         if progress is not None:

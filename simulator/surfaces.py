@@ -57,7 +57,7 @@ class Surfaces:
 @functools.lru_cache(maxsize=4)
 def surfaces_of(room: Room) -> Surfaces:
     """The looks of a room: the same for the same room."""
-    rng = np.random.default_rng([room.seed, 1])
+    rng = np.random.default_rng([room.looks_seed, 1])
     angle = float(rng.uniform(0, 2 * math.pi))
     sun = rng.uniform(0.1, 0.5) * np.array([math.cos(angle), math.sin(angle)])
     gloss = max(0.0, float(rng.uniform(-0.8, 0.7)))

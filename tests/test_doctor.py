@@ -28,9 +28,10 @@ from serving import doctor_machine as machine
 from serving import doctor_network as network
 from serving.config import EngineSettings, HardwareSettings, MqttSettings, RepositorySettings
 from serving.contracts.events import RobotState, utc_now
-from serving.daemon import LOCK_FILE, STATUS_FILE, StatusFile, only_one
 from serving.doctor import Finding, command
 from serving.errors import OperatorError
+from serving.lock import only_one
+from serving.status import STATUS_FILE, StatusFile
 from tests.conftest import ROOT, Address, free_port
 from tests.simulators.i2c import INA219, PCA9685, SCMD, SimulatedI2C
 
@@ -237,7 +238,6 @@ def test_the_running_robot_is_asked(tmp_path: Path) -> None:
 
     expect(machine.daemon(tmp_path), "warn", "never ran")
     says("driving")
-    (tmp_path / LOCK_FILE).touch()
     expect(machine.daemon(tmp_path), "warn", "does not run", "journalctl")
     with only_one(tmp_path):
         expect(machine.daemon(tmp_path), "ok", "driving, release none")

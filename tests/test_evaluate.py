@@ -142,10 +142,9 @@ def test_learning_curves_are_drawn_from_the_history(tmp_path: Path) -> None:
     """Also of one epoch; a broken file is told."""
     history = tmp_path / "history.csv"
     history.write_text("epoch,train_loss,validation_loss,validation_balanced_accuracy\n1,0.5,0.6,0.7\n")
-    for best in (1.0, None):
-        draw_history(history, best, tmp_path / "curves.png")
-        assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    draw_history(history, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     for content in ("", "epoch\n", "epoch,train_loss\none,two\n", "epoch,train_loss\n1\n"):
         history.write_text(content)
         with pytest.raises(OperatorError, match="dvc repro --force train"):
-            draw_history(history, None, tmp_path / "curves.png")
+            draw_history(history, tmp_path / "curves.png")

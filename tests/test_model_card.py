@@ -128,7 +128,9 @@ def test_what_is_missing_in_build_is_named(tmp_path: Path) -> None:
     with pytest.raises(OperatorError, match="run `dvc repro split` first"):
         read_evidence(tmp_path)
     (tmp_path / "split").mkdir()
-    (tmp_path / "split/split.csv").write_text("image,label,session,source,group,part\ns/i.jpg,free,s,me,0,test\n")
+    (tmp_path / "split/split.csv").write_text(
+        "image,label,session,source,group,part,simulated\ns/i.jpg,free,s,me,0,test,False\n"
+    )
     found = read_evidence(tmp_path)
     assert found.split["test"][0].source == "me"
     assert found.sources == [{"source": "me", "balanced_accuracy": "0.5"}]

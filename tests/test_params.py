@@ -49,7 +49,11 @@ def test_the_params_of_the_repository_are_allowed() -> None:
         ("split.shares", [1], "`split.shares` is not a known setting; allowed there: by, validation, test, seed"),
         ("data.sessions", "", "`data.sessions`: Expected `str` of length >= 1"),
         ("data", None, "the block `data` is missing"),
-        ("datas", {}, "`datas` is not a known block; allowed: data, split, train, evaluate, export, gates"),
+        (
+            "datas",
+            {},
+            "`datas` is not a known block; allowed: data, split, train, unseen, evaluate, export, simulate, gates",
+        ),
         (
             "train.backbone",
             "vgg",

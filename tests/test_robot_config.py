@@ -10,9 +10,11 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.cli import check_config, example_config, status
-from serving.config import EXAMPLE, RobotConfig, load
+from serving.cli import check_config, example_config
+from serving.config import RobotConfig, load
+from serving.config_example import EXAMPLE
 from serving.errors import OperatorError
+from serving.local.commands import status
 
 NEEDED = """
 [robot]

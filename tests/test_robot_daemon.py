@@ -17,9 +17,9 @@ from pipelines.release.keys import Keys
 from pipelines.release.repository import Repository
 from serving.contracts.events import wakeup_topic
 from serving.contracts.releases import file_path
-from serving.daemon import StatusFile, read_status
 from serving.errors import OperatorError
 from serving.slots import Candidate
+from serving.status import StatusFile, read_status
 from tests.conftest import ROOT, Address, end, free_port, start, wait_for
 from tests.test_link_parts import Listener, Server
 from tests.test_robot_parts import BRIGHT, TARGET, Moved, ScriptedBody, channel_of, make_candidate

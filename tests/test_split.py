@@ -30,6 +30,7 @@ def table(rows: List[Tuple[int, int, str]]) -> pd.DataFrame:
             "source": [f"s{session}" for session, *_ in rows],
             "group": [group for _, group, _ in rows],
             "readable": True,
+            "simulated": False,
         }
     )
 
@@ -38,6 +39,19 @@ def sessions(count: int, images: int = 20) -> pd.DataFrame:
     """Sessions of equal size with both classes and no near-duplicates."""
     rows = [(s, s * images + i, "blocked" if i % 2 else "free") for s in range(count) for i in range(images)]
     return table(rows)
+
+
+def test_simulated_images_beside_real_ones_are_all_learned_from() -> None:
+    """How a robot does in a real room is measured in real rooms; the shares are of the real images."""
+    images = sessions(20)
+    images["simulated"] = images["session"].isin([f"s{number}" for number in range(10)])
+    got, report = split(images, params())
+    assert set(got[got["simulated"]]["part"]) == {"train"}
+    assert report["simulated_beside_real"] == 200
+    shares = got[~got["simulated"]]["part"].value_counts(normalize=True)
+    assert shares["test"] == pytest.approx(0.2, abs=0.06)
+    alone, _ = split(images.assign(simulated=True), params())
+    assert set(alone["part"]) == set(PARTS)
 
 
 def test_whole_sessions_go_to_a_part_where_that_is_possible() -> None:

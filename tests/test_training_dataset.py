@@ -14,7 +14,7 @@ from serving.errors import OperatorError, RejectedError
 from training.dataset import Row, load, need_both_classes, read_split
 from training.machine import in_order
 
-HEADER = "image,label,session,source,group,part\n"
+HEADER = "image,label,session,source,group,part,simulated\n"
 
 
 def jpeg(value: int, size: tuple[int, int] = (224, 224), mode: str = "RGB") -> bytes:
@@ -78,13 +78,14 @@ def test_a_missing_session_says_how_to_fetch_it(sessions: Path) -> None:
 def test_the_split_is_read_by_part(tmp_path: Path) -> None:
     """Every part is there, also an empty one."""
     path = tmp_path / "split.csv"
-    path.write_text(HEADER + "s/free/a.jpg,free,s,me,0,train\ns/blocked/b.jpg,blocked,s,me,1,test\n")
+    path.write_text(HEADER + "s/free/a.jpg,free,s,me,0,train,True\ns/blocked/b.jpg,blocked,s,me,1,test,False\n")
     parts = read_split(path)
     assert {part: len(rows) for part, rows in parts.items()} == {"train": 1, "validation": 0, "test": 1}
+    assert parts["train"][0].simulated
     assert parts["test"][0] == Row("s/blocked/b.jpg", "blocked", "s", "me", "1", "test")
 
 
-@pytest.mark.parametrize("line", ["a.jpg,free,s,me,0,exam", "a.jpg,maybe,s,me,0,train", "a.jpg,free"])
+@pytest.mark.parametrize("line", ["a.jpg,free,s,me,0,exam,False", "a.jpg,maybe,s,me,0,train,False", "a.jpg,free"])
 def test_a_broken_line_of_the_split_is_named_by_its_number(tmp_path: Path, line: str) -> None:
     """No image is used under a label or part that nobody knows."""
     (tmp_path / "split.csv").write_text(HEADER + line + "\n")

@@ -7,8 +7,8 @@ torch = pytest.importorskip("torch")
 
 from serving.errors import RejectedError  # noqa: E402
 from training import augment, metrics  # noqa: E402
-from training.dataset import Images  # noqa: E402
-from training.fit import class_weights, fit, infer  # noqa: E402
+from training.dataset import Images, Row  # noqa: E402
+from training.fit import _Draw, class_weights, fit, infer  # noqa: E402
 from training.model import Network  # noqa: E402
 from training.settings import TrainSettings  # noqa: E402
 
@@ -52,15 +52,35 @@ def test_the_same_seed_gives_the_same_network() -> None:
     assert all(torch.equal(value, found[1][1][name]) for name, value in found[0][1].items())
 
 
-def test_the_best_epoch_is_kept_and_not_the_last() -> None:
-    """The weights that come back are those that were judged best on validation."""
+def test_the_network_of_the_last_epoch_is_kept() -> None:
+    """The weights that come back are those that the last line of the history was measured with."""
     torch.manual_seed(1)
     unseen = bright_or_dark(8, 2)
     fitted = fit(Network("mobilenet_v3_small", 112), settings(epochs=3), bright_or_dark(16, 1), unseen)
-    logits = infer(fitted.network, unseen.pixels)
-    loss = metrics.cross_entropy(unseen.labels, metrics.probabilities(logits))
-    assert loss == pytest.approx(fitted.best.validation_loss, rel=1e-4)
-    assert fitted.best.validation_balanced_accuracy == max(e.validation_balanced_accuracy for e in fitted.history)
+    loss = metrics.cross_entropy(unseen.labels, metrics.probabilities(infer(fitted.network, unseen.pixels)))
+    assert [line.epoch for line in fitted.history] == [1, 2, 3]
+    assert loss == pytest.approx(fitted.history[-1].validation_loss, rel=1e-4)
+
+
+def test_simulated_images_are_drawn_as_often_as_real_ones() -> None:
+    """Each epoch has every real image once, as many simulated ones, and over the epochs all of those."""
+    rows = [Row(f"s/free/{i}.jpg", "free", "s", "me", "0", "train", simulated=i >= 10) for i in range(50)]
+    draw = _Draw(Images(rows, np.empty(0), np.zeros(50, dtype=np.int64)), settings(batch=8))
+    seen = set()
+    for _ in range(40):
+        epoch = torch.cat(list(draw.epoch())).tolist()
+        assert len(epoch) == len(set(epoch)) == 20
+        assert sum(number < 10 for number in epoch) == 10
+        seen.update(epoch)
+    assert seen == set(range(50))
+    assert draw.steps == 2 * 3  # epochs, and batches of 8, 8 and 4
+
+
+def test_simulated_images_alone_are_all_drawn() -> None:
+    """Where there are no real ones, an epoch is all there is."""
+    rows = [Row(f"s/free/{i}.jpg", "free", "s", "me", "0", "train", simulated=True) for i in range(12)]
+    draw = _Draw(Images(rows, np.empty(0), np.zeros(12, dtype=np.int64)), settings(batch=4))
+    assert sorted(torch.cat(list(draw.epoch())).tolist()) == list(range(12))
 
 
 def test_a_loss_that_is_no_number_ends_the_training() -> None:

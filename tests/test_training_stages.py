@@ -27,24 +27,28 @@ pytest.importorskip("dvc")  # the platform's extra
 PARAMS = """
 data: {sessions: data/sample, labels: data/labels.csv, schema: data/schema.yaml}
 train: {backbone: mobilenet_v3_small, weights: none, resolution: 112, epochs: 2, batch: 8}
+unseen: {folds: 2}
 evaluate: {min_blocked_recall: 0.9}
 export: {golden_frames: 4}
 """
-PARTS = {"s-train": "train", "s-validation": "validation", "s-test": "test"}
+PARTS = {"s-train": "train", "s-more": "train", "s-validation": "validation", "s-test": "test"}
+SOURCES = {"s-train": "here", "s-more": "there", "s-validation": "here", "s-test": "there"}
 
 
 def workspace(folder: Path) -> Path:
-    """Three small sessions, one per part, and the split that says so."""
+    """Four small sessions of two sources, and the split that says so and calls them real."""
     sessions = folder / "data" / "sample"
     sessions.mkdir(parents=True)
     (folder / "params.yaml").write_text(PARAMS)
     lines = []
     for seed, (session, part) in enumerate(PARTS.items(), start=1):
-        make_session(sessions / f"{session}.zip", session_id=session, source="test", seed=seed, images=8)
-        lines += [f"{name},{label},{session},test,0,{part}" for name, label in images_of(sessions / f"{session}.zip")]
+        source = SOURCES[session]
+        make_session(sessions / f"{session}.zip", session_id=session, source=source, seed=seed, images=8)
+        images = images_of(sessions / f"{session}.zip")
+        lines += [f"{name},{label},{session},{source},0,{part},False" for name, label in images]
     split = folder / "build" / "split"
     split.mkdir(parents=True)
-    (split / "split.csv").write_text("\n".join(["image,label,session,source,group,part", *lines]) + "\n")
+    (split / "split.csv").write_text("\n".join(["image,label,session,source,group,part,simulated", *lines]) + "\n")
     (split / "report.json").write_text("{}")
     return folder
 
@@ -65,9 +69,15 @@ def stage(module: str, folder: Path, **environment: str) -> subprocess.Completed
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace after all four stages."""
+    """A workspace after all five stages."""
     folder = workspace(tmp_path_factory.mktemp("stages"))
-    for module in ("training.train", "pipelines.evaluate", "pipelines.export", "pipelines.register"):
+    for module in (
+        "training.train",
+        "pipelines.unseen",
+        "pipelines.evaluate",
+        "pipelines.export",
+        "pipelines.register",
+    ):
         finished = stage(module, folder)
         assert finished.returncode == 0, finished.stderr
     return folder
@@ -97,7 +107,7 @@ def test_the_run_can_be_compared_in_mlflow(done: Path, client: Any) -> None:
     run = client.get_run(run_id(done))
     assert run.info.status == "FINISHED"
     assert run.data.params["backbone"] == "mobilenet_v3_small"
-    assert run.data.params["images_train"] == "8"
+    assert run.data.params["images_train"] == "16"
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "validation/loss")] == [1, 2]
     assert {"test/balanced_accuracy", "test/blocked_recall", "test/roc_auc"} <= set(run.data.metrics)
     contexts = {found.tags[0].value for found in run.inputs.dataset_inputs}
@@ -121,10 +131,30 @@ def test_the_run_can_be_compared_in_mlflow(done: Path, client: Any) -> None:
     assert "torch==" in packages
 
 
+def test_every_source_is_judged_by_a_network_that_had_not_seen_it(done: Path, client: Any) -> None:
+    """All images have an answer; the mean and each source are in the run, with intervals."""
+    assert sorted(path.name for path in (done / "build/unseen").iterdir()) == [
+        "by_source.png",
+        "decision.json",
+        "metrics.json",
+        "predictions.csv",
+    ]
+    predictions = list(csv.DictReader((done / "build/unseen/predictions.csv").open()))
+    assert len(predictions) == 32
+    assert {line["source"] for line in predictions} == {"here", "there"}
+    found = json.loads((done / "build/unseen/metrics.json").read_text())
+    assert set(found) == {"mean", "here", "there"}
+    logged = client.get_run(run_id(done)).data.metrics
+    assert logged["unseen/balanced_accuracy"] == pytest.approx(found["mean"]["balanced_accuracy"], abs=1e-3)
+    assert logged["unseen/here/blocked_recall"] == pytest.approx(found["here"]["blocked_recall"], abs=1e-3)
+    mean = (found["here"]["balanced_accuracy"] + found["there"]["balanced_accuracy"]) / 2
+    assert found["mean"]["balanced_accuracy"] == pytest.approx(mean, abs=1e-3)
+
+
 def test_the_metrics_are_those_of_the_decision(done: Path) -> None:
     """decision.json is by contract, and confusion.csv gives the recall that metrics.json tells."""
     decision = convert(json.loads((done / "build/evaluate/decision.json").read_text()), Decision, "decision.json")
-    assert decision.temperature == 1.0  # eight images are too few to calibrate on
+    assert decision == convert(json.loads((done / "build/unseen/decision.json").read_text()), Decision, "unseen")
     measured = json.loads((done / "build/evaluate/metrics.json").read_text())
     assert set(measured) == {"test", "validation"}
     pairs = [

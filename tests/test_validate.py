@@ -285,7 +285,7 @@ def test_the_stages_run_as_dvc_runs_them(data: Path) -> None:
     assert any(page.name == "index.html" for page in pages)
     assert any("every image can be decoded" in page.read_text() for page in pages if "validations" in page.parts)
     table = pd.read_csv(data.parent / "build/split/split.csv")
-    assert list(table.columns) == ["image", "label", "session", "source", "group", "part"]
+    assert list(table.columns) == ["image", "label", "session", "source", "group", "part", "simulated"]
     assert set(table["part"]) == {"train", "validation", "test"}
 
 

@@ -1,37 +1,65 @@
-"""Variations of the training images, drawn anew each time: what changes in a room without changing the label.
+"""Variations of the training images, drawn anew each time: what differs between robots and rooms, and not the label.
 
-Mirrored (left and right are alike to `blocked`), moved and zoomed a little (a camera never sits the same way twice),
-another brightness and white balance. Nothing turns upside down and nothing moves far: how low the obstacle stands in
-the picture is how near it is.
+    mirror   left and right are alike to `blocked`
+    move     crop, shift and tilt: a camera never sits the same way twice
+    light    exposure, contrast, gamma, white balance, colours down to grey
+    tint     the pink or dark corners of a Jetbot's lens, or of another's
+    blur     of a robot that turns, or of a lens that is not in focus
+    noise    of a small sensor in a dark room
+
+Nothing turns upside down and nothing moves far: how low the obstacle stands in the picture is how near it is.
+What each of them gives in rooms not seen is measured by `make bench-ablation`; docs/training.md has the table.
 """
 
 import math
+from typing import Collection
 
 import torch
 from torch.nn import functional
 
-MOVE = 0.06  # share of the picture, to each side
-ZOOM = 0.08
-BRIGHTNESS = 0.3  # share of the value, each way
-CONTRAST = 0.2
-WHITE_BALANCE = 0.15  # of the value, per channel
-HUE_RAD = 0.5  # each way: floors and walls come in many colours
-SATURATION = (0.5, 1.3)  # times; 0 is grey
+from training.settings import AUGMENTATIONS
+
+SHIFT = 0.08  # share of half the picture, to each side
+ZOOM = (0.75, 1.1)  # under 1: a part of the picture fills it
+TILT_DEG = 8.0
+# Standard deviations of the logarithm of a factor: twice as bright is as likely as half.
+EXPOSURE, WHITE_BALANCE, GAMMA = 0.2, 0.11, 0.12
+CONTRAST = (0.6, 1.4)
+SATURATION = (0.3, 1.5)
+GREY = 0.3  # share of images without colour: what it tells of the floor here is wrong in the next room
+TINT = 0.1  # at the middle of an edge, standard deviation of the logarithm per channel
+DARK_CORNERS = 0.2  # at most, likewise
+BLURRED = 0.25  # share of images
+NOISE = 0.06  # at most, of white
 
 
-def batch_of(pixels: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
+def batch_of(
+    pixels: torch.Tensor, size: int, generator: torch.Generator, kinds: Collection[str] = AUGMENTATIONS
+) -> torch.Tensor:
     """One varied batch.
 
     Args:
         pixels: (N, H, W, 3) uint8.
         size: height and width of the result; smaller pictures train faster.
         generator: where the randomness comes from.
+        kinds: which of AUGMENTATIONS.
 
     Returns:
         (N, 3, size, size) float32 in 0..255.
     """
     images = as_images(pixels)
-    return _relight(_move(images, size, generator), generator)
+    if size * 2 <= images.shape[-1]:
+        images = functional.avg_pool2d(images, 2)  # or every other pixel would be passed over
+    if "mirror" in kinds or "move" in kinds or images.shape[-1] != size:
+        images = _move(images, size, generator, "mirror" in kinds, "move" in kinds)
+    if "light" in kinds or "tint" in kinds:
+        images = _relight(images, generator, "light" in kinds, "tint" in kinds)
+    if "blur" in kinds:
+        images = _blur(images, generator)
+    if "noise" in kinds:
+        strength = torch.rand(len(images), 1, 1, 1, generator=generator) * NOISE * 255
+        images = images + strength * torch.randn(images.shape, generator=generator)
+    return images.clamp_(0, 255).contiguous(memory_format=torch.channels_last)
 
 
 def as_images(pixels: torch.Tensor) -> torch.Tensor:
@@ -39,45 +67,62 @@ def as_images(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
 
 
-def _move(images: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
-    """Mirror, shift, zoom and resize in one resampling."""
-    count = len(images)
+def _between(low: float, high: float, count: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.rand(count, generator=generator) * (high - low) + low
 
-    def within(limit: float) -> torch.Tensor:
-        return (torch.rand(count, generator=generator) * 2 - 1) * limit
 
-    mirror = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
-    zoom = 1 + within(ZOOM)
+def _move(images: torch.Tensor, size: int, generator: torch.Generator, mirror: bool, move: bool) -> torch.Tensor:
+    """Mirror, shift, crop, tilt and resize in one resampling."""
+    count, moved = len(images), float(move)
+    side = torch.where(torch.rand(count, generator=generator) < 0.5 * mirror, -1.0, 1.0)
+    zoom = 1 + moved * (_between(ZOOM[0], ZOOM[1], count, generator) - 1)
+    angle = moved * _between(-TILT_DEG, TILT_DEG, count, generator) * math.pi / 180
     # Rows of the 2x3 matrices that lead from the result's coordinates (-1..1) to the picture's.
     theta = torch.zeros(count, 2, 3)
-    theta[:, 0, 0], theta[:, 0, 2] = zoom * mirror, within(2 * MOVE)
-    theta[:, 1, 1], theta[:, 1, 2] = zoom, within(2 * MOVE)
-    if size * 2 <= images.shape[-1]:
-        images = functional.avg_pool2d(images, 2)  # or every other pixel would be passed over
+    theta[:, 0, 0], theta[:, 0, 1] = side * zoom * torch.cos(angle), -zoom * torch.sin(angle)
+    theta[:, 1, 0], theta[:, 1, 1] = side * zoom * torch.sin(angle), zoom * torch.cos(angle)
+    theta[:, :, 2] = moved * SHIFT * (torch.rand(count, 2, generator=generator) * 2 - 1)
     grid = functional.affine_grid(theta, [count, 3, size, size], align_corners=False)
     return functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
-def _relight(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Another light and other colours, as one 3x3 matrix and one offset per image."""
-    count = len(images)
+def _relight(images: torch.Tensor, generator: torch.Generator, light: bool, tint: bool) -> torch.Tensor:
+    """Another light, camera and lens; in 0..1 and back."""
+    count, size = len(images), images.shape[-1]
+    images = images / 255
 
-    def between(low: float, high: float, *shape: int) -> torch.Tensor:
-        return torch.rand(count, *shape, generator=generator) * (high - low) + low
+    def factor(deviation: float, channels: int) -> torch.Tensor:
+        return torch.exp(deviation * torch.randn(count, channels, 1, 1, generator=generator))
 
-    balance = torch.diag_embed(between(1 - WHITE_BALANCE, 1 + WHITE_BALANCE, 3))
-    colours = _hue_rotation(between(-HUE_RAD, HUE_RAD), between(*SATURATION))
-    contrast = between(1 - CONTRAST, 1 + CONTRAST, 1, 1)
-    matrix = contrast * between(1 - BRIGHTNESS, 1 + BRIGHTNESS, 1, 1) * (balance @ colours)  # (N, 3, 3)
-    middle = images.mean(dim=(1, 2, 3)).view(count, 1, 1)
-    offset = (1 - contrast) * middle
-    flat = torch.baddbmm(offset, matrix, images.flatten(2))
-    return flat.view(images.shape).clamp_(0, 255).contiguous(memory_format=torch.channels_last)
+    def one(low: float, high: float) -> torch.Tensor:
+        return _between(low, high, count, generator).view(-1, 1, 1, 1)
+
+    if tint:
+        across = torch.linspace(-1, 1, size)
+        centre = 0.15 * torch.randn(count, 2, 1, generator=generator)
+        squares = (across - centre) ** 2  # (N, 2, size): of x and of y
+        radius2 = squares[:, 1].unsqueeze(2) + squares[:, 0].unsqueeze(1)
+        change = TINT * torch.randn(count, 3, 1, 1, generator=generator) - one(0, DARK_CORNERS)
+        images = images * torch.exp(change * radius2.clamp(max=2.0).unsqueeze(1))
+    if light:
+        images = images * (factor(WHITE_BALANCE, 3) * factor(EXPOSURE, 1))
+        images = images.clamp(1e-3, 1.5) ** factor(GAMMA, 1)
+        colour = torch.where(one(0, 1) < GREY, torch.zeros(1), one(*SATURATION))
+        grey = images.mean(dim=1, keepdim=True)
+        images = grey + (images - grey) * colour
+        middle = images.mean(dim=(1, 2, 3), keepdim=True)
+        images = middle + (images - middle) * one(*CONTRAST)
+    return images.clamp(0, 1) * 255
 
 
-def _hue_rotation(angle: torch.Tensor, saturation: torch.Tensor) -> torch.Tensor:
-    """(N, 3, 3) matrices that turn colours about the grey axis and stretch them from it; grey stays as it is."""
-    grey = torch.full((3, 3), 1 / 3)
-    across = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
-    cosine, sine = (f(angle).view(-1, 1, 1) for f in (torch.cos, torch.sin))
-    return grey + saturation.view(-1, 1, 1) * (cosine * (torch.eye(3) - grey) + sine * across)
+def _blur(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Some of the images, sideways or all around."""
+    chosen = torch.rand(len(images), generator=generator) < BLURRED
+    length = int(torch.randint(3, 8, (1,), generator=generator)) | 1  # pixels, odd
+    window = (1, length) if torch.rand(1, generator=generator) < 0.5 else (3, 3)
+    if not chosen.any():
+        return images
+    images = images.clone()
+    edge = (window[1] // 2, window[1] // 2, window[0] // 2, window[0] // 2)
+    images[chosen] = functional.avg_pool2d(functional.pad(images[chosen], edge, mode="reflect"), window, stride=1)
+    return images

@@ -10,7 +10,7 @@ import io
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Sequence
+from typing import Dict, Iterator, List, NamedTuple, Sequence
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from serving.preprocess import FRAME_SHAPE
 from training import pack
 from training.frames import decode, open_session
 from training.machine import cores, in_order
+from training.pack_file import Pixels
 from training.progress import track
 
 PARTS = ("train", "validation", "test")
@@ -34,13 +35,14 @@ class Row(NamedTuple):
     source: str
     group: str
     part: str
+    simulated: bool = False
 
 
 class Images(NamedTuple):
     """Decoded images of one part."""
 
     rows: List[Row]
-    pixels: Any  # (N, 224, 224, 3) uint8, RGB: an array or, where that would be large, `pack_file.PackedPixels`
+    pixels: Pixels  # (N, 224, 224, 3) uint8, RGB: an array or, where that would be large, `PackedPixels`
     labels: np.ndarray  # (N,) int64: 0 blocked, 1 free
 
 
@@ -60,7 +62,8 @@ def read_split(path: Path) -> Dict[str, List[Row]]:
         missing = [name for name in Row._fields if not line.get(name)]
         if missing:
             raise RejectedError(f"{path}:{number} has no `{missing[0]}`; run `dvc repro split` again")
-        row = Row(*(line[name] for name in Row._fields))
+        texts = {name: line[name] for name in Row._fields if name != "simulated"}
+        row = Row(**texts, simulated=line["simulated"] == "True")
         if row.part not in parts or row.label not in LABELS:
             raise RejectedError(
                 f"{path}:{number}: part `{row.part}`, label `{row.label}`; a part is one of {', '.join(PARTS)}, "

@@ -5,7 +5,7 @@ of them (Okabe and Ito's colours, which colour-blind eyes tell apart too).
 """
 
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Dict, List, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
@@ -257,12 +257,11 @@ def _is_number(value: Any) -> bool:
     return value is not None and bool(np.isfinite(value))
 
 
-def learning_curves(history: Dict[str, List[float]], best_epoch: Optional[int], path: Path) -> None:
-    """Losses and the validation part's balanced accuracy by epoch, with the epoch that was kept.
+def learning_curves(history: Dict[str, List[float]], path: Path) -> None:
+    """Losses and the validation part's balanced accuracy by epoch.
 
     Args:
         history: columns of history.csv, `epoch` among them; of the others, losses and accuracies are drawn.
-        best_epoch: as it stands in `epoch`, if it is known.
         path: of the PNG file.
     """
     figure = _new(8.2, 3.4)
@@ -274,8 +273,6 @@ def learning_curves(history: Dict[str, List[float]], best_epoch: Optional[int], 
             if name.endswith(what):
                 part = name.split("_")[0]
                 axes.plot(history["epoch"], values, color=inks.get(part), marker=".", label=name.replace("_", " "))
-        if best_epoch is not None:
-            axes.axvline(best_epoch, color=INK[metrics.FREE], linestyle="--", label=f"kept: epoch {best_epoch}")
         axes.set_xlabel("epoch")
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)

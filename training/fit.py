@@ -1,13 +1,13 @@
 """The two ways to train: all layers on varied images, or the last layer alone on features computed once.
 
-Both are pure of files and of MLflow: images in, the best network and its history out. Reading, logging and writing
-are in train.py.
+Both are pure of files and of MLflow: images in, the trained network and its history out. Reading, logging and writing
+are in train.py. The network of the last epoch is the one: the learning rate has run out by then, while the best epoch
+on a few hundred validation images is the luckiest one, and says little about another room.
 """
 
-import copy
 import math
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Iterator, List, NamedTuple
+from typing import Callable, Iterator, List, NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from training import augment, distributed, metrics
 from training.dataset import Images
 from training.machine import cores, in_order, one_thread_per_operation
 from training.model import Network, last_layer, replace_layer
+from training.pack_file import Pixels
 from training.progress import track
 from training.replicas import Loss, Replicas
 from training.settings import TrainSettings
@@ -42,24 +43,27 @@ class Epoch(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    network: Network  # with the weights of the best epoch
+    network: Network  # as the last epoch left it
     history: List[Epoch]
-    best: Epoch
 
 
 OnEpoch = Callable[[Epoch], None]
 
 
 def fit(
-    network: Network, settings: TrainSettings, training: Images, validation: Images, on_epoch: OnEpoch = lambda _: None
+    network: Network,
+    settings: TrainSettings,
+    training: Images,
+    validation: Optional[Images],
+    on_epoch: OnEpoch = lambda _: None,
 ) -> Fitted:
-    """Trains as the settings say and keeps the epoch with the best balanced accuracy on the validation part.
+    """Trains as the settings say.
 
     Args:
         network: with its starting weights; changed in place.
         settings: the `train` block of params.yaml.
-        training: what is learned from.
-        validation: what the best epoch is chosen on.
+        training: what is learned from; simulated images among real ones are drawn as often as those.
+        validation: what each epoch is measured on; None: epochs are not measured, and there is no history.
         on_epoch: called after each epoch.
 
     Raises:
@@ -71,11 +75,11 @@ def fit(
     network.to(device)
     distributed.broadcast(network)
     fitted = way(network, settings, training, validation, on_epoch)
-    return Fitted(fitted.network.to("cpu").eval(), fitted.history, fitted.best)
+    return Fitted(fitted.network.to("cpu").eval(), fitted.history)
 
 
 def _fit_all(
-    network: Network, settings: TrainSettings, training: Images, validation: Images, on_epoch: OnEpoch
+    network: Network, settings: TrainSettings, training: Images, validation: Optional[Images], on_epoch: OnEpoch
 ) -> Fitted:
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in network.modules():
@@ -87,23 +91,24 @@ def _fit_all(
 
     def loss(replica: Network, chosen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         pixels = torch.from_numpy(training.pixels[chosen.numpy()])  # a copy: the rest may be on disk
-        images = augment.batch_of(pixels, network.resolution, generator).to(device)
+        images = augment.batch_of(pixels, network.resolution, generator, settings.augment).to(device)
         return _loss(replica.classify(images), labels[chosen].to(device), weights)
 
     replicas = Replicas(network, settings.batch // distributed.size(), settings.seed + 1000 * distributed.rank())
-    steps = _Steps(network.backbone, settings, len(labels))
-    generator = torch.Generator().manual_seed(settings.seed)
-    keeper = _BestKeeper(network)
+    draw = _Draw(training, settings)
+    steps = _Steps(network.backbone, settings, draw.steps)
+    history = _History(on_epoch)
     for epoch in range(1, settings.epochs + 1):
         replicas.train()
         losses = []
-        for chosen in track(list(_batches(len(labels), settings.batch, generator)), f"epoch {epoch}"):
+        for chosen in track(list(draw.epoch()), f"epoch {epoch}"):
             losses.append(_gradient(replicas, network, chosen, loss))
             steps.take(losses[-1], epoch)
             replicas.spread()
         distributed.broadcast(network)  # each has its own statistics of batch normalisation
-        keeper.judge(epoch, losses, infer(network, validation.pixels), validation.labels, on_epoch)
-    return keeper.fitted()
+        if validation is not None:
+            history.add(losses, infer(network, validation.pixels), validation.labels)
+    return Fitted(network, history.epochs)
 
 
 def _gradient(replicas: Replicas, network: Network, chosen: torch.Tensor, loss: Loss) -> float:
@@ -115,37 +120,37 @@ def _gradient(replicas: Replicas, network: Network, chosen: torch.Tensor, loss: 
 
 
 def _fit_head(
-    network: Network, settings: TrainSettings, training: Images, validation: Images, on_epoch: OnEpoch
+    network: Network, settings: TrainSettings, training: Images, validation: Optional[Images], on_epoch: OnEpoch
 ) -> Fitted:
     name, head = last_layer(network.backbone)
     replace_layer(network.backbone, name, nn.Identity())
-    mirrored = np.ascontiguousarray(training.pixels[:, :, ::-1])
-    parts = [infer(network, pixels, "features") for pixels in (training.pixels, mirrored, validation.pixels)]
+    straight, mirrored = (infer(network, training.pixels, "features", mirror) for mirror in (False, True))
+    unseen = None if validation is None else torch.from_numpy(infer(network, validation.pixels, "features"))
     replace_layer(network.backbone, name, head)
-    features = torch.cat([torch.from_numpy(part) for part in parts[:2]])
-    unseen = torch.from_numpy(parts[2])
-    labels = torch.from_numpy(np.concatenate([training.labels, training.labels]))
+    features = torch.from_numpy(np.stack([straight, mirrored]))
+    labels = torch.from_numpy(training.labels)
 
     head.to("cpu")  # a single layer is quickest where the features are
     weights = class_weights(training.labels)
-    steps = _Steps(head, settings, len(labels))
-    generator = torch.Generator().manual_seed(settings.seed)
-    keeper = _BestKeeper(network)
+    draw = _Draw(training, settings)
+    steps = _Steps(head, settings, draw.steps)
+    history = _History(on_epoch)
     for epoch in range(1, settings.epochs + 1):
         losses = []
-        for chosen in _batches(len(labels), settings.batch, generator):
+        for chosen in draw.epoch():
+            side = torch.randint(2, chosen.shape, generator=draw.generator)
             head.zero_grad()
-            value = _loss(head(features[chosen]), labels[chosen], weights)
+            value = _loss(head(features[side, chosen]), labels[chosen], weights)
             value.backward()  # type: ignore[no-untyped-call]
             losses.append(float(value.detach()))
             steps.take(losses[-1], epoch)
-        with torch.no_grad():
-            logits = head(unseen).numpy()
-        keeper.judge(epoch, losses, logits, validation.labels, on_epoch)
-    return keeper.fitted()
+        if validation is not None:
+            with torch.no_grad():
+                history.add(losses, head(unseen).numpy(), validation.labels)
+    return Fitted(network, history.epochs)
 
 
-def infer(network: Network, pixels: np.ndarray, what: str = "inference") -> np.ndarray:
+def infer(network: Network, pixels: Pixels, what: str = "inference", mirror: bool = False) -> np.ndarray:
     """Logits (or features, where the last layer was taken away), in the mode that a robot runs.
 
     Processes of torchrun must all ask: each answers for its share, and all get the whole.
@@ -154,6 +159,7 @@ def infer(network: Network, pixels: np.ndarray, what: str = "inference") -> np.n
         network: changed to evaluation mode.
         pixels: (N, 224, 224, 3) uint8.
         what: shown beside the progress bar.
+        mirror: left and right of the images change places.
 
     Returns:
         (N, 2) float32 logits, or (N, F) features.
@@ -163,6 +169,8 @@ def infer(network: Network, pixels: np.ndarray, what: str = "inference") -> np.n
 
     def answers(start: int) -> np.ndarray:
         frames = torch.from_numpy(pixels[start : start + INFERENCE_BATCH]).to(device, torch.float32)
+        if mirror:
+            frames = frames.flip(2)
         with torch.no_grad():  # holds for this thread alone
             found: np.ndarray = network(frames).cpu().numpy()
         return found
@@ -187,13 +195,35 @@ def learning_rate_at(step: int, total: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step + 1 - rising) / (total + 1 - rising))))
 
 
-def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Shuffled indices; a rest too small for a step is left for the next epoch's shuffle."""
-    order = torch.randperm(count, generator=generator)
-    for start in range(0, count, size):
-        chosen = order[start : start + size]
-        if len(chosen) >= min(size, count) // 2 and len(chosen) > 1:
-            yield chosen
+class _Draw:
+    """The order in which images are learned from.
+
+    An epoch is every real image once, and as many simulated ones: they show more rooms than anybody visits, and must
+    not drown what a real camera sees. Where all are of one kind, every image once.
+    """
+
+    def __init__(self, training: Images, settings: TrainSettings) -> None:
+        simulated = torch.tensor([row.simulated for row in training.rows], dtype=torch.bool)
+        if not len(simulated) or bool(simulated.all()):
+            simulated = torch.zeros(len(training.labels), dtype=torch.bool)
+        self._real, self._simulated = torch.where(~simulated)[0], torch.where(simulated)[0]
+        self._batch = settings.batch
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self._count = len(self._real) + min(len(self._real), len(self._simulated))
+        self.steps = settings.epochs * len(self._starts())
+
+    def _starts(self) -> range:
+        """A rest too small for a step is left for the next epoch's shuffle."""
+        least = max(2, min(self._batch, self._count) // 2)
+        return range(0, self._count - least + 1, self._batch)
+
+    def epoch(self) -> Iterator[torch.Tensor]:
+        """Batches of indices."""
+        some = self._simulated[torch.randperm(len(self._simulated), generator=self.generator)[: len(self._real)]]
+        chosen = torch.cat([self._real, some])
+        chosen = chosen[torch.randperm(len(chosen), generator=self.generator)]
+        for start in self._starts():
+            yield chosen[start : start + self._batch]
 
 
 def _loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -203,8 +233,7 @@ def _loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> 
 class _Steps:
     """The optimiser: AdamW, its learning rate rising in a line and falling along a cosine, once."""
 
-    def __init__(self, model: nn.Module, settings: TrainSettings, images: int) -> None:
-        total = settings.epochs * len(list(_batches(images, settings.batch, torch.Generator())))
+    def __init__(self, model: nn.Module, settings: TrainSettings, total: int) -> None:
         self._learning_rate = settings.learning_rate
         self._optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, lambda step: learning_rate_at(step, total))
@@ -220,28 +249,20 @@ class _Steps:
         self._schedule.step()
 
 
-class _BestKeeper:
-    """The history, and a copy of the network after its best epoch: balanced accuracy first, then the smaller loss."""
+class _History:
+    """What history.csv tells, as it grows."""
 
-    def __init__(self, network: Network) -> None:
-        self._network = network
-        self._history: List[Epoch] = []
-        self._best_state = {}  # type: dict[str, torch.Tensor]
+    def __init__(self, on_epoch: OnEpoch) -> None:
+        self.epochs: List[Epoch] = []
+        self._on_epoch = on_epoch
 
-    def judge(self, epoch: int, losses: List[float], logits: np.ndarray, labels: np.ndarray, on_epoch: OnEpoch) -> None:
+    def add(self, losses: List[float], logits: np.ndarray, labels: np.ndarray) -> None:
+        """An epoch that has ended, with its answers on the validation part."""
+        epoch = len(self.epochs) + 1
         p_blocked = metrics.probabilities(logits)
         accuracy = metrics.balanced_accuracy(labels, metrics.decided(p_blocked, 0.5))
         line = Epoch(epoch, float(np.mean(losses)), metrics.cross_entropy(labels, p_blocked), accuracy)
         if not math.isfinite(line.validation_loss):
             raise RejectedError(f"the network gives no numbers after epoch {epoch}; lower train.learning_rate")
-        self._history.append(line)
-        if line == self._best():
-            self._best_state = copy.deepcopy(self._network.state_dict())
-        on_epoch(line)
-
-    def _best(self) -> Epoch:
-        return max(self._history, key=lambda line: (line.validation_balanced_accuracy, -line.validation_loss))
-
-    def fitted(self) -> Fitted:
-        self._network.load_state_dict(self._best_state)
-        return Fitted(self._network, self._history, self._best())
+        self.epochs.append(line)
+        self._on_epoch(line)

@@ -4,7 +4,7 @@ Classes are numbers: 0 blocked, 1 free. `p_blocked` is the probability of `block
 How sure the figures are is in intervals.py.
 """
 
-from typing import Dict, NamedTuple, Tuple, Union
+from typing import Dict, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 
@@ -37,10 +37,10 @@ def decided(p_blocked: np.ndarray, threshold: Threshold) -> np.ndarray:
     return np.where(p_blocked >= threshold, BLOCKED, FREE)
 
 
-def cross_entropy(labels: np.ndarray, p_blocked: np.ndarray) -> float:
-    """Mean of -log of the probability given to the true class."""
+def cross_entropy(labels: np.ndarray, p_blocked: np.ndarray, weights: Optional[np.ndarray] = None) -> float:
+    """Mean of -log of the probability given to the true class; (N,) weights where images do not count the same."""
     given = np.where(labels == BLOCKED, p_blocked, 1 - p_blocked)
-    return float(-np.mean(np.log(np.clip(given, 1e-12, 1.0))))
+    return float(-np.average(np.log(np.clip(given, 1e-12, 1.0)), weights=weights))
 
 
 class Roc(NamedTuple):
@@ -117,21 +117,35 @@ def confusion(labels: np.ndarray, said: np.ndarray) -> np.ndarray:
     return np.array([[int(np.sum((labels == a) & (said == b))) for b in (BLOCKED, FREE)] for a in (BLOCKED, FREE)])
 
 
-def best_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
+def best_temperature(labels: np.ndarray, logits: np.ndarray, weights: Optional[np.ndarray] = None) -> float:
     """The temperature that makes the probabilities fit best (least cross entropy; Guo et al. 2017).
 
     Searched within 0.25..8, so that a small set that is separated perfectly does not make every answer a certainty.
     """
     candidates = np.geomspace(0.25, 8.0, 101)
-    losses = [cross_entropy(labels, probabilities(logits, float(t))) for t in candidates]
+    losses = [cross_entropy(labels, probabilities(logits, float(t)), weights) for t in candidates]
     return float(candidates[int(np.argmin(losses))])
 
 
-def choose_threshold(labels: np.ndarray, p_blocked: np.ndarray, min_blocked_recall: float) -> Tuple[float, bool]:
+def _share_below(candidates: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(C,) the weighted share of the values that are smaller than each candidate."""
+    order = np.argsort(values)
+    below = np.append(0.0, np.cumsum(weights[order]))
+    return np.asarray(below[np.searchsorted(values[order], candidates)] / max(float(below[-1]), 1e-12))
+
+
+def choose_threshold(
+    labels: np.ndarray, p_blocked: np.ndarray, min_blocked_recall: float, weights: Optional[np.ndarray] = None
+) -> Tuple[float, bool]:
     """The threshold with the best balanced accuracy among those that reach the recall of `blocked`.
 
     Candidates lie midway between neighbouring probabilities, in logits, and within 0.02..0.98, so that a robot never
     calls everything blocked only because one image of the set was hopeless.
+
+    Args:
+        labels, p_blocked: (N,).
+        min_blocked_recall: 0..1.
+        weights: (N,), where images do not count the same.
 
     Returns:
         The threshold, and whether it reaches the recall; if none does, the one with the highest recall.
@@ -141,11 +155,11 @@ def choose_threshold(labels: np.ndarray, p_blocked: np.ndarray, min_blocked_reca
     between = 1 / (1 + np.exp(-(logits[1:] + logits[:-1]) / 2))
     candidates = np.clip(np.concatenate([between, [0.02, 0.5, 0.98]]), 0.02, 0.98)
 
-    blocked, free = np.sort(p_blocked[labels == BLOCKED]), np.sort(p_blocked[labels == FREE])
-    found = (len(blocked) - np.searchsorted(blocked, candidates)) / max(len(blocked), 1)
-    passed = np.searchsorted(free, candidates) / max(len(free), 1)
+    weights = np.ones(len(labels)) if weights is None else weights
+    found = 1 - _share_below(candidates, p_blocked, weights * (labels == BLOCKED))
+    passed = _share_below(candidates, p_blocked, weights * (labels == FREE))
     results = np.stack([candidates, found, (found + passed) / 2], axis=1)
-    enough = results[found >= min_blocked_recall]
+    enough = results[found >= min_blocked_recall - 1e-9]
     if len(enough):
         return float(max(enough, key=lambda r: (r[2], -abs(r[0] - 0.5)))[0]), True
     return float(max(results, key=lambda r: (r[1], r[2]))[0]), False

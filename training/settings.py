@@ -18,6 +18,10 @@ PARAMS_FILE = Path("params.yaml")
 _YAML_FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
 
 
+Augmentation = Literal["mirror", "move", "light", "tint", "blur", "noise"]
+AUGMENTATIONS: Tuple[Augmentation, ...] = ("mirror", "move", "light", "tint", "blur", "noise")
+
+
 class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How the network is trained. Whatever changes the outcome is here, so that DVC and MLflow record it."""
 
@@ -29,6 +33,7 @@ class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     finetune: Literal["all", "head"] = "all"  # head: only the last layer learns, on features computed once
     # Side of the picture that the network works on, scaled down from 224 inside its graph: 112 costs a quarter.
     resolution: Literal[112, 224] = 224
+    augment: Tuple[Augmentation, ...] = AUGMENTATIONS  # variations of the images: training/augment.py
     epochs: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 12
     batch: Annotated[int, msgspec.Meta(ge=2, le=1024)] = 32  # images a step; batch normalisation needs two
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.003  # highest of the schedule

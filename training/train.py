@@ -1,7 +1,7 @@
 """Stage `train`: from the split to a network, logged as one MLflow run.
 
     reads   params.yaml (train, data.sessions), build/split/split.csv, the session zips
-    writes  build/train/model.pt      weights of the best epoch, backbone, resolution
+    writes  build/train/model.pt      weights, backbone, resolution
             build/train/history.csv   a line per epoch
             build/train/run.json      the MLflow run, which evaluate, export and register go on with
 
@@ -112,8 +112,6 @@ def train(settings: TrainSettings, sessions: Path, parts: Dict[str, List[Row]]) 
             )
 
         fitted = fit.fit(network, settings, training, validation, on_epoch)
-        tracked.metrics({"best_epoch": float(fitted.best.epoch)}, step=fitted.best.epoch)
-        click.echo(f"kept epoch {fitted.best.epoch}")
         OUT.mkdir(parents=True, exist_ok=True)
         model.save(fitted.network, OUT / "model.pt")
         _write(OUT / "history.csv", _history_csv(fitted.history))

@@ -14,7 +14,7 @@ from pipelines.demo.terminal import Terminal
 from serving.contracts.releases import MODEL_NAME
 from serving.errors import OperatorError
 
-STAGES = ("validate", "split", "train", "evaluate", "export", "register")
+STAGES = ("validate", "split", "train", "unseen", "evaluate", "export", "simulate", "register")
 
 
 @dataclass

@@ -21,7 +21,7 @@ state_dir = "{state}"
 
 [hardware]
 kind = "simulated"
-options = {{ seed = {seed}, fps = 20.0 }}
+options = {{ seed = {seed}, site = {lab}, fps = 20.0 }}
 
 [repository]
 url = "{repository}"
@@ -91,7 +91,7 @@ class House:
     def console_url(self) -> str:
         return f"http://127.0.0.1:{self.console_port}"
 
-    def write_robot_config(self, seed: int) -> None:
+    def write_robot_config(self, seed: int, lab: int) -> None:
         self.robot_config.parent.mkdir(parents=True, exist_ok=True)
         self.robot_config.write_text(
             ROBOT_TOML.format(
@@ -99,6 +99,7 @@ class House:
                 site=SITE,
                 state=self.robot_state,
                 seed=seed,
+                lab=lab,
                 repository=self.release_url,
                 root=self.releases / "metadata" / "root.json",
                 mqtt_port=self.mqtt_port,

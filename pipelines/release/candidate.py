@@ -78,7 +78,8 @@ def prepare(
         OperatorError: MLflow cannot be asked, the disk is full, there is no builder.
     """
     try:
-        judged = gates.accuracy_gates(registry.metrics(version), limits)
+        metrics = registry.metrics(version)
+        judged = gates.accuracy_gates(metrics, limits) + gates.driving_gates(metrics, limits)
         if gates.failures(judged):
             raise Refused(gates.failures(judged), judged)  # before anything is fetched or built
         with TemporaryDirectory(prefix="jetloop-release-") as folder:

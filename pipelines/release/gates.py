@@ -12,6 +12,8 @@ from serving.contracts.releases import GateResult, Measured, Target
 
 ACCURACY_METRIC = "test/balanced_accuracy"
 RECALL_METRIC = "test/blocked_recall"
+COLLISIONS_METRIC = "simulate/collisions_per_100m_high"  # upper end: what it could be, after so short a drive
+DISTANCE_METRIC = "simulate/distance_m_per_min"
 INT8_TARGETS_TAG = "int8.targets"
 
 
@@ -26,6 +28,41 @@ def accuracy_gates(metrics: Mapping[str, float], limits: GateParams) -> list[Gat
         at_least("balanced_accuracy", metrics.get(ACCURACY_METRIC), limits.min_balanced_accuracy, ACCURACY_METRIC),
         at_least("blocked_recall", metrics.get(RECALL_METRIC), limits.min_blocked_recall, RECALL_METRIC),
     ]
+
+
+def driving_gates(metrics: Mapping[str, float], limits: GateParams) -> list[GateResult]:
+    """Judges how the network drove in the stage `simulate`; nothing where params.yaml sets no limit for it.
+
+    Collisions are judged by the upper end of their 95 % interval: a model has to show that it hits little, and not to
+    have been lucky in a few rooms. The distance is asked for because what stands still hits nothing.
+
+    Args:
+        metrics: the metrics of the MLflow run.
+        limits: the block `gates` of params.yaml.
+    """
+    found = []
+    distance, collisions = metrics.get(DISTANCE_METRIC), metrics.get(COLLISIONS_METRIC)
+    if limits.min_distance_m_per_min is not None:
+        found.append(_driven(distance, limits.min_distance_m_per_min))
+    if limits.max_collisions_per_100m is not None:
+        if collisions is not None:
+            found.append(at_most("collisions", collisions, limits.max_collisions_per_100m, "per 100 m, at 95 %"))
+        else:
+            why = _not_simulated(COLLISIONS_METRIC) if distance is None else "it hardly drove: nothing to judge them by"
+            found.append(GateResult(name="collisions", passed=False, limit=limits.max_collisions_per_100m, detail=why))
+    return found
+
+
+def _driven(distance_m_per_min: float | None, limit: float) -> GateResult:
+    if distance_m_per_min is None or not (math.isfinite(distance_m_per_min) and distance_m_per_min >= 0):
+        return GateResult(name="distance", passed=False, limit=limit, detail=_not_simulated(DISTANCE_METRIC))
+    passed = distance_m_per_min >= limit
+    detail = f"{_number(distance_m_per_min)} {'≥' if passed else '<'} {_number(limit)} m a minute"
+    return GateResult(name="distance", passed=passed, value=distance_m_per_min, limit=limit, detail=detail)
+
+
+def _not_simulated(metric: str) -> str:
+    return f"the run has no metric {metric}: run `dvc repro simulate`"
 
 
 def engine_gates(measured: Measured, target: str, limits: GateParams) -> list[GateResult]:
@@ -105,6 +142,8 @@ def as_text(limits: GateParams, targets: Sequence[str]) -> str:
             f"min_balanced_accuracy={limits.min_balanced_accuracy}",
             f"min_blocked_recall={limits.min_blocked_recall}",
             f"max_parity_error={limits.max_parity_error}",
+            f"max_collisions_per_100m={limits.max_collisions_per_100m}",
+            f"min_distance_m_per_min={limits.min_distance_m_per_min}",
             *latencies,
         ]
     )

@@ -1,0 +1,106 @@
+"""What the episodes of a suite amount to: figures with 95 % intervals, and the difference between two networks.
+
+Intervals are by bootstrap (Efron 1979) over rooms: what other rooms of this kind would give. Episodes in one room are
+one piece of evidence. Two networks on the same suite are compared in pairs: each draw takes the same rooms of both.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from simulator.suite import Counts, Episode
+
+RESAMPLES = 2000
+LEVELS = (0.025, 0.975)
+
+Figures = dict[str, float]  # name, name_low, name_high; what cannot be told is nan
+
+
+def totals(episodes: Iterable[Episode]) -> dict[int, Counts]:
+    """Room's seed -> the counts of its episodes, added up; in order of the seeds."""
+    found: dict[int, Counts] = {}
+    for episode in sorted(episodes, key=lambda one: (one.seed, one.start)):
+        before = found.get(episode.seed, Counts())
+        found[episode.seed] = Counts._make(a + b for a, b in zip(before, episode.counts, strict=True))
+    return found
+
+
+def figures(rooms: Mapping[int, Counts], seed: int = 1) -> Figures:
+    """The figures of one network; see `_figures` for what they are.
+
+    Args:
+        rooms: what `totals` gave.
+        seed: the same one gives the same intervals.
+    """
+    values, draws = _both(rooms, seed)
+    return _table(values, draws)
+
+
+def differences(rooms: Mapping[int, Counts], others: Mapping[int, Counts], seed: int = 1) -> Figures:
+    """By how much the figures of a network are above those of another that drove in the same rooms.
+
+    Raises:
+        ValueError: the rooms are not the same.
+    """
+    if list(rooms) != list(others):
+        raise ValueError("only drives in the same rooms can be compared")
+    values, draws = _both(rooms, seed)
+    other_values, other_draws = _both(others, seed)
+    return _table(
+        {name: value - other_values[name] for name, value in values.items()},
+        {name: drawn - other_draws[name] for name, drawn in draws.items()},
+    )
+
+
+def _both(rooms: Mapping[int, Counts], seed: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    tallies = np.array(list(rooms.values()), np.float64)  # (rooms, fields of Counts)
+    rng = np.random.default_rng(seed)
+    count = len(tallies)
+    drawn = rng.integers(0, count, (RESAMPLES, count)) + np.arange(RESAMPLES)[:, None] * count
+    weights = np.bincount(drawn.ravel(), minlength=RESAMPLES * count).reshape(RESAMPLES, count)
+    values = {name: float(value[0]) for name, value in _figures(tallies.sum(axis=0)[None]).items()}
+    draws = _figures(weights @ tallies)
+    if values["collisions_per_100m"] == 0:
+        # Nothing to resample, and yet ten metres without a collision are no certainty: Jeffreys' posterior of a rate.
+        draws["collisions_per_100m"] = rng.gamma(
+            0.5, 100.0 / tallies[:, Counts._fields.index("distance_m")].sum(), RESAMPLES
+        )
+    return values, draws
+
+
+def _figures(tallies: np.ndarray) -> dict[str, np.ndarray]:
+    """(R, fields of Counts) -> (R,) of each figure; nan where there was nothing to measure it on.
+
+    collisions_per_100m   contacts that began, per 100 m that the robot got
+    distance_m_per_min    how far it got
+    stuck_share           share of time stuck, or turning without end
+    false_stop_share      share of the time with a free way ahead in which it held the way for blocked
+    missed_share          share of the time with a blocked way ahead in which it held the way for free
+    """
+    of = Counts(*tallies.T)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = {
+            "collisions_per_100m": 100 * np.asarray(of.collisions) / of.distance_m,
+            "distance_m_per_min": 60 * np.asarray(of.distance_m) / of.seconds,
+            "stuck_share": np.asarray(of.stuck) / of.frames,
+            "false_stop_share": np.asarray(of.false_stops) / of.free,
+            "missed_share": np.asarray(of.missed) / of.blocked,
+        }
+    return {name: np.where(np.isfinite(value), value, np.nan) for name, value in found.items()}
+
+
+def _table(values: Mapping[str, float], draws: Mapping[str, np.ndarray]) -> Figures:
+    table: Figures = {}
+    for name, value in values.items():
+        table[name] = value
+        table[f"{name}_low"], table[f"{name}_high"] = _interval(value, draws[name])
+    return table
+
+
+def _interval(value: float, draws: np.ndarray) -> tuple[float, float]:
+    draws = draws[np.isfinite(draws)]
+    if not math.isfinite(value) or not len(draws) or np.ptp(draws) < 1e-12:
+        return math.nan, math.nan
+    low, high = np.quantile(draws, LEVELS)
+    return min(float(low), value), max(float(high), value)
