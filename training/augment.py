@@ -2,7 +2,7 @@
 
     mirror   left and right are alike to `blocked`
     move     crop, shift and tilt: a camera never sits the same way twice
-    light    exposure, contrast, gamma, white balance, colours down to grey
+    light    exposure, contrast, white balance, colours down to grey
     tint     the pink or dark corners of a Jetbot's lens, or of another's
     blur     of a robot that turns, or of a lens that is not in focus
     noise    of a small sensor in a dark room
@@ -23,11 +23,11 @@ SHIFT = 0.08  # share of half the picture, to each side
 ZOOM = (0.75, 1.1)  # under 1: a part of the picture fills it
 TILT_DEG = 8.0
 # Standard deviations of the logarithm of a factor: twice as bright is as likely as half.
-EXPOSURE, WHITE_BALANCE, GAMMA = 0.2, 0.11, 0.12
+EXPOSURE, WHITE_BALANCE = 0.2, 0.11
 CONTRAST = (0.6, 1.4)
 SATURATION = (0.3, 1.5)
 GREY = 0.3  # share of images without colour: what it tells of the floor here is wrong in the next room
-TINT = 0.1  # at the middle of an edge, standard deviation of the logarithm per channel
+TINT = 0.1  # at the middle of an edge, standard deviation of the relative change per channel
 DARK_CORNERS = 0.2  # at most, likewise
 BLURRED = 0.25  # share of images
 NOISE = 0.06  # at most, of white
@@ -58,7 +58,7 @@ def batch_of(
         images = _blur(images, generator)
     if "noise" in kinds:
         strength = torch.rand(len(images), 1, 1, 1, generator=generator) * NOISE * 255
-        images = images + strength * torch.randn(images.shape, generator=generator)
+        images = torch.addcmul(images, strength, torch.randn(images.shape, generator=generator))
     return images.clamp_(0, 255).contiguous(memory_format=torch.channels_last)
 
 
@@ -87,9 +87,8 @@ def _move(images: torch.Tensor, size: int, generator: torch.Generator, mirror: b
 
 
 def _relight(images: torch.Tensor, generator: torch.Generator, light: bool, tint: bool) -> torch.Tensor:
-    """Another light, camera and lens; in 0..1 and back."""
+    """Another light, camera and lens; what gets too bright or too dark is cut off by the caller."""
     count, size = len(images), images.shape[-1]
-    images = images / 255
 
     def factor(deviation: float, channels: int) -> torch.Tensor:
         return torch.exp(deviation * torch.randn(count, channels, 1, 1, generator=generator))
@@ -103,16 +102,13 @@ def _relight(images: torch.Tensor, generator: torch.Generator, light: bool, tint
         squares = (across - centre) ** 2  # (N, 2, size): of x and of y
         radius2 = squares[:, 1].unsqueeze(2) + squares[:, 0].unsqueeze(1)
         change = TINT * torch.randn(count, 3, 1, 1, generator=generator) - one(0, DARK_CORNERS)
-        images = images * torch.exp(change * radius2.clamp(max=2.0).unsqueeze(1))
+        images = images * (1 + change * radius2.clamp_(max=2.0).unsqueeze(1)).clamp_(min=0.2)
     if light:
         images = images * (factor(WHITE_BALANCE, 3) * factor(EXPOSURE, 1))
-        images = images.clamp(1e-3, 1.5) ** factor(GAMMA, 1)
         colour = torch.where(one(0, 1) < GREY, torch.zeros(1), one(*SATURATION))
-        grey = images.mean(dim=1, keepdim=True)
-        images = grey + (images - grey) * colour
-        middle = images.mean(dim=(1, 2, 3), keepdim=True)
-        images = middle + (images - middle) * one(*CONTRAST)
-    return images.clamp(0, 1) * 255
+        images = torch.lerp(images.mean(dim=1, keepdim=True), images, colour)
+        images = torch.lerp(images.mean(dim=(1, 2, 3), keepdim=True), images, one(*CONTRAST))
+    return images
 
 
 def _blur(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
