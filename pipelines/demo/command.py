@@ -142,8 +142,12 @@ def _set_params(house: House, data: Path | None, weights: Path | None, epochs: i
         train |= {"finetune": "head", "resolution": 224}
     if epochs is not None:
         train["epochs"] = epochs
-    simulate = {"site": LAB, "rooms": 8, "starts": 1}  # some seconds of the loop; the gate wants no more of a demo
-    changes = {"train": train, "split": split, "simulate": simulate, "export": {"int8": "no"}}  # int8 takes its time
+    changes: dict[str, dict[str, object]] = {
+        "train": train,
+        "split": split,
+        "export": {"int8": "no"},  # this network gains nothing by it, and trying takes time
+        "simulate": {"site": LAB, "rooms": 8, "starts": 1},
+    }
     workspace.set_params(house.workspace, changes)
     workspace.commit(house.workspace, "the demo's parameters")
 
