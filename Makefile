@@ -62,6 +62,9 @@ lock: setup  ## constraints.txt anew from pyproject.toml, at the newest versions
 	@LC_ALL=C sort build/constraints.txt > constraints.txt && git --no-pager diff --stat constraints.txt
 
 # Benchmarks: each prints its table and writes build/bench/<name>.json; best on a machine with nothing else to do.
+bench-train: setup  ## the notebook's recipe and ours on DATA=folder of sets, from WEIGHTS=weights.pth: about 40 minutes
+	@$(BIN)/python -m tests.bench.train --data "$(DATA)" --weights "$(WEIGHTS)"
+
 bench-robot: setup  ## the robot's loop against one bare inference and the notebook's loop, and 100 swaps while driving
 	@$(BIN)/python -m tests.bench.robot --swaps 100
 

@@ -28,7 +28,8 @@ class Address(NamedTuple):
 
 def need(program: str) -> str:
     """Path of a program that a real-server test needs, or the end of the test."""
-    found = shutil.which(program, path=os.environ.get("PATH", "") + os.pathsep + "/usr/sbin")
+    folders = (str(Path(sys.executable).parent), os.environ.get("PATH", ""), "/usr/sbin")  # some come as wheels
+    found = shutil.which(program, path=os.pathsep.join(folders))
     if found:
         return found
     message = f"{program} is not installed; `make services` adds it"

@@ -34,7 +34,7 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         ("epoch: 3", "`train.epoch` is not a known setting; allowed there: python, backbone"),
         ("epochs: 0", "`train.epochs`: Expected `int` >= 1"),
         ("epochs: many", "`train.epochs`"),
-        ("backbone: resnet50", "allowed: mobilenet_v3_small, mobilenet_v2, resnet18, alexnet"),
+        ("backbone: resnet50", "allowed: mobilenet_v3_small, mobilenet_v2, efficientnet_lite0, resnet18, alexnet"),
         ("resolution: 100", "allowed: 112, 224"),
         ("learning_rate: 0", "`train.learning_rate`"),
     ],

@@ -188,6 +188,7 @@ def test_the_export_is_by_contract(done: Path) -> None:
 
 def test_the_version_in_the_registry_leads_back(done: Path, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its tags name run, commit and digests; its model.onnx is the exported one, byte for byte, with a signature."""
+    from mlflow import set_tracking_uri
     from mlflow.artifacts import download_artifacts
     from mlflow.models import get_model_info
 
@@ -198,7 +199,9 @@ def test_the_version_in_the_registry_leads_back(done: Path, client: Any, monkeyp
     assert version.tags["lineage.run_id"] == version.run_id == run_id(done)
     assert version.tags["lineage.git_dirty"] == "true"
     assert json.loads(version.tags["lineage.data"]) == {}  # no dvc.lock here
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{done / 'build/mlflow/mlflow.db'}")
+    store = f"sqlite:///{done / 'build/mlflow/mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    set_tracking_uri(store)  # a test before in this process may have set its own, which goes before the variable
     folder = Path(download_artifacts(version.source))
     assert hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest() == report["onnx_sha256"]
     assert "frame" in str(get_model_info(str(folder)).signature)
