@@ -24,7 +24,7 @@ LAB = 3  # site of all rooms: one floor, one light, one kind of camera, as a lab
 @click.option("--data", type=click.Path(path_type=Path), help="Your images: a notebook's dataset.zip, or a folder.")
 @click.option("--weights", type=click.Path(path_type=Path), help="Pretrained weights (.pth) of a known backbone.")
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("build/demo"), show_default=True)
-@click.option("--images", default=24, show_default=True, help="Images of each simulated session, one room each.")
+@click.option("--images", default=20, show_default=True, help="Images of each simulated session, one room each.")
 @click.option("--sessions", default=16, show_default=True, help="Simulated sessions in the first round.")
 @click.option("--drive-s", default=10.0, show_default=True, help="Seconds of driving in each round.")
 @click.option("--epochs", type=int, help="Epochs of training [default: as in params.yaml].")
@@ -146,7 +146,7 @@ def _set_params(house: House, data: Path | None, weights: Path | None, epochs: i
         "train": train,
         "split": split,
         "export": {"int8": "no"},  # this network gains nothing by it, and trying takes time
-        "simulate": {"site": LAB, "rooms": 8, "starts": 1},
+        "simulate": {"site": LAB, "rooms": 6, "starts": 1},
     }
     workspace.set_params(house.workspace, changes)
     workspace.commit(house.workspace, "the demo's parameters")
