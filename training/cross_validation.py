@@ -9,6 +9,7 @@ from typing import Callable, Dict, List, NamedTuple, Sequence
 
 import numpy as np
 
+from serving.contracts.sessions import LABELS
 from training import metrics
 from training.dataset import Row
 
@@ -65,7 +66,7 @@ def leave_out(every: Sequence[Row], most: int, train: Train) -> Judged:
         unseen = [row for row in every if row.source in fold and not row.simulated]
         answers.append(train(", ".join(fold), [row for row in every if row.source not in fold], unseen))
         judged += unseen
-    labels = np.array([0 if row.label == "blocked" else 1 for row in judged], dtype=np.int64)
+    labels = np.array([LABELS.index(row.label) for row in judged], dtype=np.int64)
     return Judged(judged, labels, np.concatenate(answers) if answers else np.empty((0, 2), dtype=np.float32))
 
 

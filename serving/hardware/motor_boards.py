@@ -6,6 +6,7 @@ boards' libraries (Adafruit-Motor-HAT-Python-Library, Qwiic_SCMD_Py). Every tran
 first drive() after one sets the board up again: a board that lost its power for a moment needs no restart.
 """
 
+import abc
 import math
 import time
 from typing import Any, Callable, Dict, List, Protocol, Type
@@ -50,7 +51,7 @@ def open_bus(number: int) -> Bus:
     return bus
 
 
-class MotorBoard:
+class MotorBoard(abc.ABC):
     """Two motors. Subclasses know the registers; each of their methods may raise OSError.
 
     Args:
@@ -63,17 +64,17 @@ class MotorBoard:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
 
+    @abc.abstractmethod
     def begin(self) -> None:
         """Stops the motors, whatever ran before, and sets the board up."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def write(self, left: float, right: float) -> None:
         """Sets both motors, each in -1..1, forward positive."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def zero(self) -> None:
         """Takes the power off both motors, with as few transfers as the board allows."""
-        raise NotImplementedError
 
 
 class AdafruitBoard(MotorBoard):
