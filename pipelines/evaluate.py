@@ -194,7 +194,7 @@ def command() -> None:
         validation = judge(network, parts["validation"], sessions, "validation")
         test = judge(network, parts["test"], sessions, "test")
         if (UNSEEN / decision_file.NAME).exists():
-            decision, reached = decision_file.read(UNSEEN), True
+            decision, reached = decision_file.read(UNSEEN), True  # that stage has told whether it is reached
         else:
             decision, reached = decide(validation, params.min_blocked_recall)
         measured = write(test, validation, decision, OUT)

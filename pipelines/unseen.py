@@ -118,11 +118,14 @@ def command() -> None:
     with Run.resume() as tracked:
         judged = cross_validation.leave_out(every, params.folds, Trainer(settings, sessions))
         lines = summaries(judged, cross_validation.choices(judged, recall))
-        write(judged, lines, cross_validation.choose(judged, recall), OUT)
+        choice = cross_validation.choose(judged, recall)
+        write(judged, lines, choice, OUT)
         tracked.metrics({f"unseen/{name}": value for name, value in lines[0].items() if _is_known(value)})
         for line in lines[1:]:
             tracked.metrics({f"unseen/{line['source']}/{name}": line[name] for name in SHOWN})
         tracked.artifact(OUT, "unseen")
+    if not choice.reached:
+        click.echo(f"warning: no threshold reaches a blocked recall of {recall} on sources left out", err=True)
     for line in lines:
         shown = (f"{name.replace('_', ' ')} {line[name]:.3f} {_interval(line, name)}" for name in SHOWN)
         click.echo(f"{line['source']}: {', '.join(shown)}, AUC {line['roc_auc']:.3f}")
