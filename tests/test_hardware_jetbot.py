@@ -73,11 +73,15 @@ def test_a_dead_bus_at_the_end_still_ends_the_camera(body: Jetbot, bus: Simulate
     """And the error is told, for the motors may turn."""
     import psutil
 
+    def cameras_running() -> bool:
+        return any("gst_launch" in " ".join(child.cmdline()) for child in psutil.Process().children())
+
+    wait_for(cameras_running, what="the camera's process")
     bus.present.clear()
     with pytest.raises(OperatorError, match="does not answer"):
         body.close()
     assert bus.closed
-    assert not psutil.Process().children()
+    assert not cameras_running()
 
 
 def test_it_tells_temperature_and_battery(
