@@ -53,7 +53,8 @@ services: ## Debian packages of the servers that tests talk to (asks for root)
 	@command -v apt-get >/dev/null || { echo "this is no Debian or Ubuntu: install mosquitto, chromium and chromedriver yourself"; exit 1; }
 	@SUDO=$$([ $$(id -u) = 0 ] || echo sudo); \
 	    $$SUDO apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$SUDO apt-get install -qq -y --no-install-recommends \
-	    mosquitto chromium chromium-driver gstreamer1.0-tools gstreamer1.0-plugins-base gstreamer1.0-plugins-good systemd >/dev/null
+	    mosquitto postgresql prometheus prometheus-alertmanager activemq libmqtt-client-java libhawtdispatch-java \
+	    chromium chromium-driver gstreamer1.0-tools gstreamer1.0-plugins-base gstreamer1.0-plugins-good systemd >/dev/null
 
 lock: setup  ## constraints.txt anew from pyproject.toml, at the newest versions
 	@$(UV) pip compile -q --upgrade --python-version 3.11 --no-annotate --no-header --extra platform --group dev pyproject.toml \
