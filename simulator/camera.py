@@ -17,10 +17,10 @@ import numpy as np
 from serving.preprocess import HEIGHT, WIDTH
 from simulator import lens
 from simulator.columns import FACE, FLOOR, KEY_STEP, LEVEL, STEEPEST, Table, table_of
-from simulator.floors import TEXELS_PER_M
 from simulator.room import Pose, Room
 from simulator.sensor import Sensor, SensorSettings, make_sensor_settings
 from simulator.surfaces import FAR_SHRINK, ROWS, Surfaces, surfaces_of
+from simulator.textures import FLOOR_TEXELS_PER_M
 
 COLUMNS = 416
 FORWARD_M = 0.05  # the lens is this far ahead of the robot's centre
@@ -52,7 +52,7 @@ def make_settings(seed: int) -> CameraSettings:
         half_height = half_width * float(rng.uniform(0.75, 1.0))
     return CameraSettings(
         height_m=float(rng.uniform(0.07, 0.12)),
-        pitch_rad=math.radians(float(rng.uniform(2.0, 24.0))),
+        pitch_rad=math.radians(float(rng.uniform(2.0, 32.0))),
         half_width_rad=float(half_width),
         half_height_rad=float(half_height),
         straight=not wide,
@@ -92,7 +92,7 @@ class Camera:
         """Where each pixel meets the floor: texels ahead and to the left of the lens, of the picture that it is in."""
         reach = -self.settings.height_m / np.minimum(tangent, -1e-3)
         far = reach > _FAR_M
-        scale = np.where(far, TEXELS_PER_M / FAR_SHRINK, TEXELS_PER_M)
+        scale = np.where(far, FLOOR_TEXELS_PER_M / FAR_SHRINK, FLOOR_TEXELS_PER_M)
         self._floor_scale = scale.astype(np.float32)
         self._floor_far = far.astype(np.float32)
         # Within half a texel, at random: neighbours blend instead of showing squares. Less where a texel is large.

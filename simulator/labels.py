@@ -42,10 +42,9 @@ def label(room: Room, pose: Pose, safety_distance_m: float) -> str:
 
 def certain_label(room: Room, pose: Pose, safety_distance_m: float, share: float = BORDERLINE) -> str | None:
     """`blocked` or `free` where nobody would argue; None on the borderline, ahead or at the corridor's sides."""
-    narrow = clearance_m(room, pose, SIDE_MARGIN_M - BORDERLINE_SIDE_M)
-    wide = clearance_m(room, pose, SIDE_MARGIN_M + BORDERLINE_SIDE_M)
-    if wide >= safety_distance_m * (1 + share):
+    if clearance_m(room, pose, SIDE_MARGIN_M + BORDERLINE_SIDE_M) >= safety_distance_m * (1 + share):
         return "free"
+    narrow = clearance_m(room, pose, SIDE_MARGIN_M - BORDERLINE_SIDE_M)
     return "blocked" if narrow <= safety_distance_m * (1 - share) else None
 
 
@@ -58,14 +57,7 @@ def _from_front(front: Pose, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, 
 
 def _polygons_ahead(room: Room, front: Pose, half_width: float) -> float:
     """Least distance ahead at which an edge of a wall or a box lies in the strip |left| <= half_width, ahead >= 0."""
-    corners = [[(0.0, 0.0), (room.width_m, 0.0), (room.width_m, room.depth_m), (0.0, room.depth_m)]]
-    for box in room.boxes:
-        cos, sin = math.cos(box.angle_rad), math.sin(box.angle_rad)
-        signs = ((-1, -1), (1, -1), (1, 1), (-1, 1))
-        local = [(sx * box.half_length_m, sy * box.half_width_m) for sx, sy in signs]
-        corners.append([(box.x_m + u * cos - v * sin, box.y_m + u * sin + v * cos) for u, v in local])
-    start = np.array(corners)  # (polygons, 4, 2)
-    end = np.roll(start, -1, axis=1)
+    start, end = room.edges
     ahead_0, left_0 = _from_front(front, start[..., 0], start[..., 1])
     ahead_1, left_1 = _from_front(front, end[..., 0], end[..., 1])
     # Clip each edge a + s (b - a), s in 0..1, to the strip, then to the half plane ahead.

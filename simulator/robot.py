@@ -68,6 +68,7 @@ class Robot:
         self._coming = collections.deque([(0.0, 0.0)] * steps)  # commands on their way to the motors
         self._rng = np.random.default_rng([self.drive.seed, 8])
         self._slips = [0.0, 0.0]
+        self._clear_m = 0.0  # the robot may move so far before anything can be near
 
     @property
     def still(self) -> bool:
@@ -89,6 +90,7 @@ class Robot:
         """Puts it somewhere by hand, its wheels at these speeds, and forgets the commands on their way."""
         self.pose, self.left_m_s, self.right_m_s = pose, left_m_s, right_m_s
         self._coming = collections.deque([(0.0, 0.0)] * len(self._coming))
+        self._clear_m = 0.0
 
     def step(self, left: float, right: float) -> None:
         """Moves by one step of `STEP_S` under these motor commands (clipped to -1..1)."""
@@ -118,7 +120,16 @@ class Robot:
     def _move(self, dx: float, dy: float, turn: float) -> None:
         """Goes as far as the body may: all the way, else along the surface, else nowhere. It can always turn."""
         x, y, heading = self.pose
+        self._clear_m -= math.hypot(dx, dy)
+        if self._clear_m <= 0.0:
+            dx, dy = self._slide(x, y, dx, dy)
+        self.distance_m += math.hypot(dx, dy)
+        self.pose = Pose(x + dx, y + dy, math.remainder(heading + turn, 2 * math.pi))
+
+    def _slide(self, x: float, y: float, dx: float, dy: float) -> tuple[float, float]:
+        """How much of a move there is room for; notes what the body touches."""
         gaps, towards = self.room.contacts(x + dx, y + dy)
+        self._clear_m = float(gaps.min()) - ROBOT_RADIUS_M - _APART_M
         hit = _closer_than(gaps, ROBOT_RADIUS_M)
         if hit:
             for solid in hit:  # keep what does not press into it
@@ -129,8 +140,7 @@ class Robot:
                 dx = dy = 0.0
             gaps, _ = self.room.contacts(x + dx, y + dy)
         self._note_contacts(hit, _closer_than(gaps, ROBOT_RADIUS_M + _APART_M))
-        self.distance_m += math.hypot(dx, dy)
-        self.pose = Pose(x + dx, y + dy, math.remainder(heading + turn, 2 * math.pi))
+        return dx, dy
 
     def _note_contacts(self, hit: set[int], near: set[int]) -> None:
         self.collisions += len(hit - self._touching)

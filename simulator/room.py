@@ -8,6 +8,7 @@ The floor spans x in 0..width_m and y in 0..depth_m; angles are in radians, coun
 
 import enum
 import functools
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -99,6 +100,18 @@ class Room:
     def cylinder_array(self) -> np.ndarray:
         """(cylinders, 4) float64: x, y, radius, height."""
         return np.array([c[:4] for c in self.cylinders], np.float64).reshape(-1, 4)
+
+    @functools.cached_property
+    def edges(self) -> tuple[np.ndarray, np.ndarray]:
+        """(1 + boxes, 4, 2) float64, twice: where the edges of the room and of each box begin and end, from above."""
+        corners = [[(0.0, 0.0), (self.width_m, 0.0), (self.width_m, self.depth_m), (0.0, self.depth_m)]]
+        for box in self.boxes:
+            cos, sin = math.cos(box.angle_rad), math.sin(box.angle_rad)
+            signs = ((-1, -1), (1, -1), (1, 1), (-1, 1))
+            local = [(sx * box.half_length_m, sy * box.half_width_m) for sx, sy in signs]
+            corners.append([(box.x_m + u * cos - v * sin, box.y_m + u * sin + v * cos) for u, v in local])
+        start = np.array(corners)
+        return start, np.roll(start, -1, axis=1)
 
     @functools.cached_property
     def things(self) -> tuple[Box | Cylinder, ...]:

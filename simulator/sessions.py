@@ -22,14 +22,17 @@ from serving.errors import OperatorError
 from serving.settings import convert
 from simulator import labels
 from simulator.arena import Arena
+from simulator.mats import Path as Road
 from simulator.room import ROBOT_RADIUS_M, Pose
 from simulator.settings import FIRST_JUDGING_SEED
+from simulator.surfaces import surfaces_of
 
 JPEG_QUALITY = 85
 SAFETY_DISTANCES_M = (0.1, 1.0)  # allowed
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can say
 _ALIKE_M, _ALIKE_RAD = 0.10, math.radians(15.0)  # two places nearer than both show nearly the same
 _ANYWHERE = 0.5  # share of the places tried that have nothing to do with a thing
+_ALONG_A_ROAD = 0.4  # share of the places tried on a printed road, where there is one
 _TRIES_PER_IMAGE = 400
 
 
@@ -129,8 +132,13 @@ def frames(
 
 
 def _random_pose(rng: np.random.Generator, arena: Arena) -> Pose:
-    """Half of them anywhere, half before a thing that somebody holds the robot up to; walls would prevail otherwise."""
-    room = arena.room
+    """Some along a printed road; of the others half anywhere, half before a thing that somebody holds the robot up to.
+
+    Walls would prevail otherwise, and a road that leads straight ahead would hardly be seen.
+    """
+    room, roads = arena.room, surfaces_of(arena.room).roads
+    if roads and rng.random() < _ALONG_A_ROAD:
+        return _along(rng, roads[int(rng.integers(len(roads)))])
     if rng.random() < _ANYWHERE or not room.things:
         x, y = rng.uniform(0, room.width_m), rng.uniform(0, room.depth_m)
         return Pose(float(x), float(y), float(rng.uniform(-math.pi, math.pi)))
@@ -138,6 +146,16 @@ def _random_pose(rng: np.random.Generator, arena: Arena) -> Pose:
     direction, away = float(rng.uniform(-math.pi, math.pi)), float(rng.uniform(0.1, 1.0))
     x, y = thing.x_m + away * math.cos(direction), thing.y_m + away * math.sin(direction)
     return Pose(x, y, math.remainder(direction + math.pi + float(rng.normal(0.0, 0.35)), 2 * math.pi))
+
+
+def _along(rng: np.random.Generator, road: Road) -> Pose:
+    """On a road, about in the middle and about in its direction, either way."""
+    at = int(rng.integers(len(road) - 1))
+    ahead_x, ahead_y = road[at + 1] - road[at]
+    heading = math.atan2(ahead_y, ahead_x) + (math.pi if rng.random() < 0.5 else 0.0)
+    aside = float(rng.normal(0.0, 0.04))
+    x, y = road[at, 0] - aside * math.sin(heading), road[at, 1] + aside * math.cos(heading)
+    return Pose(float(x), float(y), math.remainder(heading + float(rng.normal(0.0, 0.2)), 2 * math.pi))
 
 
 def _wheels(rng: np.random.Generator) -> tuple[float, float]:

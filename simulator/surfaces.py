@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from simulator import floors, things, walls
+from simulator.mats import Path
 from simulator.room import WALLS, Look, Room
 from simulator.textures import clutter, pack, varied
 
@@ -38,6 +39,7 @@ class Surfaces:
         roundness: (things,) float32, see things.py.
         sun: (2,) float32, the horizontal direction from which most light comes, times its strength in 0..1.
         gloss: how much the floor mirrors the light, 0..1.
+        roads: the middles of the roads printed on the floor.
     """
 
     floor: np.ndarray
@@ -52,6 +54,7 @@ class Surfaces:
     roundness: np.ndarray
     sun: np.ndarray
     gloss: float
+    roads: tuple[Path, ...]
 
 
 @functools.lru_cache(maxsize=4)
@@ -74,7 +77,8 @@ def surfaces_of(room: Room) -> Surfaces:
     along = [walls.TEXELS_PER_M] * WALLS
     along += [walls.TEXELS_PER_M if look in _LARGE else _THING_TEXELS_PER_M for look in room.looks]
     along += [walls.TEXELS_PER_M] * 2
-    floor, stride, rows = _floor_pictures(floors.paint(rng, room, sun))
+    lit, roads = floors.paint(rng, room, sun)
+    floor, stride, rows = _floor_pictures(lit)
     sizes = np.array([picture.shape[1] for picture in pictures], np.int64)
     return Surfaces(
         floor=floor,
@@ -89,6 +93,7 @@ def surfaces_of(room: Room) -> Surfaces:
         roundness=np.array([things.roundness(look) for look in room.looks], np.float32),
         sun=sun.astype(np.float32),
         gloss=gloss,
+        roads=tuple(roads),
     )
 
 

@@ -7,6 +7,8 @@ the processor), and images are resized as 8-bit ones, which Pillow does in whole
 import numpy as np
 from PIL import Image
 
+FLOOR_TEXELS_PER_M = 240
+
 # What people own, in sRGB: as often dark or grey as coloured.
 COLOURS = (
     (30, 30, 34), (44, 44, 50), (24, 26, 30), (70, 72, 78), (110, 112, 116), (150, 150, 152), (206, 206, 202),

@@ -18,6 +18,7 @@ import numpy as np
 
 from serving.command_line import run
 from serving.errors import OperatorError
+from tests.bench.real_sets import Picture, decode, find
 from training import metrics
 from training.machine import cores
 from training.settings import TrainSettings
@@ -25,12 +26,6 @@ from training.settings import TrainSettings
 OUT = Path("build/bench/train.json")
 LEAST_SPEEDUP = 10.0  # less is told by the exit code
 NOTEBOOK_VALIDATION = 50  # images
-
-
-class Picture(NamedTuple):
-    path: Path
-    label: int
-    source: str
 
 
 class Result(NamedTuple):
@@ -104,33 +99,8 @@ def command(
         raise SystemExit(1)
 
 
-def find(data: Path) -> List[Picture]:
-    """Every image of every set.
-
-    Raises:
-        OperatorError: there is none.
-    """
-    found = [
-        Picture(path, label, folder.name.partition("_")[0])
-        for folder in sorted(data.iterdir())
-        for label, name in enumerate(("blocked", "free"))
-        for path in sorted((folder / name).glob("*.jpg"))
-    ]
-    if not found:
-        raise OperatorError(f"{data} holds no SET/blocked/*.jpg and SET/free/*.jpg")
-    return found
-
-
 def median(results: List[Result]) -> Result:
     return Result(*(statistics.median(values) for values in zip(*results, strict=True)))
-
-
-def decode(pictures: List[Picture]) -> Tuple[np.ndarray, np.ndarray]:
-    """(N, 224, 224, 3) uint8 and (N,) labels."""
-    from PIL import Image
-
-    pixels = np.stack([np.asarray(Image.open(picture.path).convert("RGB")) for picture in pictures])
-    return pixels, np.array([picture.label for picture in pictures], dtype=np.int64)
 
 
 def ours(learned: List[Picture], judged: List[Picture], settings: TrainSettings, seed: int) -> Result:

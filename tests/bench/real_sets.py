@@ -1,0 +1,74 @@
+"""Real images for the benchmarks of training, as folders, and simulated ones to go with them.
+
+A folder of sets holds one folder a set, called SOURCE_anything, with blocked/ and free/ in it.
+"""
+
+from pathlib import Path
+from typing import Callable, List, NamedTuple, Sequence, Tuple
+
+import numpy as np
+
+from serving.contracts.sessions import LABELS
+from serving.errors import OperatorError
+from training.dataset import Row
+
+SAFETY_DISTANCE_M = 0.35  # of simulated images: params.yaml's
+
+
+class Picture(NamedTuple):
+    path: Path
+    label: int
+    source: str
+    set: str
+
+
+def find(data: Path) -> List[Picture]:
+    """Every image of every set.
+
+    Raises:
+        OperatorError: there is none.
+    """
+    found = [
+        Picture(path, label, folder.name.partition("_")[0], folder.name)
+        for folder in sorted(data.iterdir())
+        for label, name in enumerate(LABELS)
+        for path in sorted((folder / name).glob("*.jpg"))
+    ]
+    if not found:
+        raise OperatorError(f"{data} holds no SET/blocked/*.jpg and SET/free/*.jpg")
+    return found
+
+
+def decode(pictures: Sequence[Picture]) -> Tuple[np.ndarray, np.ndarray]:
+    """(N, 224, 224, 3) uint8 and (N,) labels."""
+    from PIL import Image
+
+    pixels = np.stack([np.asarray(Image.open(picture.path).convert("RGB").resize((224, 224))) for picture in pictures])
+    return pixels, np.array([picture.label for picture in pictures], dtype=np.int64)
+
+
+def rows_of(pictures: Sequence[Picture]) -> List[Row]:
+    """As lines of split.csv; the set stands for the session."""
+    return [
+        Row(str(one.path), LABELS[one.label], one.set, one.source, str(number), "train")
+        for number, one in enumerate(pictures)
+    ]
+
+
+def simulate(rooms: int, images: int, progress: Callable[[int], None] = lambda _: None) -> Tuple[List[Row], np.ndarray]:
+    """Simulated frames, `images` of each of `rooms` rooms: what `jetloop simulate sessions` would write.
+
+    Args:
+        progress: called after each room with how many there are.
+    """
+    from simulator.arena import Arena
+    from simulator.sessions import frames
+
+    rows, pixels = [], np.empty((rooms * images, 224, 224, 3), np.uint8)
+    for seed in range(1, rooms + 1):
+        for label, frame in frames(Arena(seed), images, SAFETY_DISTANCE_M):
+            pixels[len(rows)] = frame
+            name = f"arena-{seed}"
+            rows.append(Row(f"{name}/{label}/{len(rows)}.jpg", label, name, "arena", str(len(rows)), "train", True))
+        progress(seed)
+    return rows, pixels
