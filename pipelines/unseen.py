@@ -116,7 +116,7 @@ def command() -> None:
         click.echo(f"unseen sources are not measured: {why}")
         return
     with Run.resume() as tracked:
-        judged = cross_validation.leave_out(every, params.folds, Trainer(settings, sessions))
+        judged = cross_validation.leave_out(every, found, Trainer(settings, sessions))
         lines = summaries(judged, cross_validation.choices(judged, recall))
         choice = cross_validation.choose(judged, recall)
         write(judged, lines, choice, OUT)

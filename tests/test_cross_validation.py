@@ -44,7 +44,7 @@ def test_no_fold_learns_from_what_it_judges() -> None:
         assert len(training) + len(judged) == len(every)
         return np.zeros((len(judged), 2), dtype=np.float32)
 
-    judged = cv.leave_out(every, 5, train)
+    judged = cv.leave_out(every, cv.folds(every, 5), train)
     assert asked == ["hall", "home", "lab"]
     assert sorted(judged.rows) == sorted(row for row in every if not row.simulated)
     assert [row.label == "blocked" for row in judged.rows] == (judged.labels == BLOCKED).tolist()

@@ -60,7 +60,8 @@ with Run.start("from the board", {"lineage.git_commit": "abc", "mlflow.source.na
     run.artifact(folder / "plots", "plots")
     run.text("torch==2.1", "environment/packages.txt")
     deadline = time.monotonic() + 20
-    while "system/cpu_utilization_percentage" not in run.logged_metrics() and time.monotonic() < deadline:
+    measured = lambda: run.client.get_run(run.id).data.metrics
+    while "system/cpu_utilization_percentage" not in measured() and time.monotonic() < deadline:
         time.sleep(0.05)
     (folder / "run.json").write_text(json.dumps(msgspec.to_builtins(run.file)))
 

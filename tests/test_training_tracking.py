@@ -101,7 +101,7 @@ def test_a_stage_that_succeeds_after_all_leaves_no_reason_of_failure(store: Path
     found = run.client.get_run(run.id)
     assert found.info.status == "FINISHED"
     assert "failed" not in found.data.tags
-    assert later.logged_metrics() == {"images": 3.0}
+    assert later.client.get_run(later.id).data.metrics == {"images": 3.0}
 
 
 TRAINING = """
@@ -159,8 +159,11 @@ def test_what_the_machine_does_is_logged_while_a_run_is_open(store: Path, monkey
     """Processor and memory among it, for the runs that are started here and not for those that go on."""
     monkeypatch.setattr(tracking, "SYSTEM_METRICS_EVERY_S", 0.05)
     with Run.start("a run", {}) as run:
-        wait_for(lambda: "system/cpu_utilization_percentage" in run.logged_metrics(), what="system metrics")
-    assert "system/system_memory_usage_megabytes" in run.logged_metrics()
+        wait_for(
+            lambda: "system/cpu_utilization_percentage" in run.client.get_run(run.id).data.metrics,
+            what="system metrics",
+        )
+    assert "system/system_memory_usage_megabytes" in run.client.get_run(run.id).data.metrics
     threads = {thread.name for thread in threading.enumerate()}
     assert "SystemMetricsMonitor" not in threads
     with Run(run.client, run.file):

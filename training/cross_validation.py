@@ -52,17 +52,17 @@ def folds(rows: Sequence[Row], most: int) -> List[List[str]]:
     return sorted(found)
 
 
-def leave_out(every: Sequence[Row], most: int, train: Train) -> Judged:
+def leave_out(every: Sequence[Row], left_out: Sequence[Sequence[str]], train: Train) -> Judged:
     """Trains once for each fold.
 
     Args:
         every: all images, of every part of the split: what is judged here was not trained on here.
-        most: folds.
+        left_out: the sources of each fold, as `folds` gives them.
         train: trains a network and gives its answers.
     """
     judged: List[Row] = []
     answers = []
-    for fold in folds(every, most):
+    for fold in left_out:
         unseen = [row for row in every if row.source in fold and not row.simulated]
         answers.append(train(", ".join(fold), [row for row in every if row.source not in fold], unseen))
         judged += unseen

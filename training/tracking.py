@@ -207,11 +207,6 @@ class Run:
         inputs = [DatasetInput(used, [InputTag("mlflow.data.context", context)])]
         self._patiently(lambda: self.client.log_inputs(self.id, inputs))
 
-    def logged_metrics(self) -> Dict[str, float]:
-        """Last values of the run's metrics, those of earlier stages too."""
-        found: Dict[str, float] = self._patiently(lambda: self.client.get_run(self.id)).data.metrics
-        return found
-
     def _flush(self) -> None:
         with reaching(tracking_uri()):
             self.client.log_batch(self.id, metrics=self._waiting)

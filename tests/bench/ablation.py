@@ -84,7 +84,7 @@ def leave_out(recipe: Recipe, corpus: Corpus) -> Judged:
             trained[key] = fit(network, recipe.settings, images, None).network
         return infer(trained[key], corpus.pixels[[place[row.image] for row in judged]])
 
-    return cross_validation.leave_out(learned, len(cross_validation.sources(learned)), train)
+    return cross_validation.leave_out(learned, [[source] for source in cross_validation.sources(learned)], train)
 
 
 def report(judged: Judged, recall: float) -> Dict[str, Dict[str, float]]:
