@@ -1,4 +1,4 @@
-"""`jetloop simulate`: sessions and pictures out of the arena, and networks that drive in it."""
+"""`jetloop simulate`: sessions and pictures out of the arena, networks that drive in it, fleets that only speak."""
 
 import os
 import threading
@@ -10,6 +10,7 @@ from rich.progress import Progress
 
 from serving.errors import OperatorError
 from simulator.arena import Arena
+from simulator.fleet_command import fleet
 from simulator.sessions import SAFETY_DISTANCES_M, make_session
 from simulator.settings import FIRST_JUDGING_SEED
 from simulator.topview import draw
@@ -23,6 +24,9 @@ def group() -> None:
 
     How a network drives through a whole suite of rooms is a stage of the pipeline: `dvc repro simulate`.
     """
+
+
+group.add_command(fleet)
 
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -87,7 +91,8 @@ def sessions(
                 site=site,
                 progress=lambda _: progress.advance(bar),
             )
-    click.echo(f"{count} sessions of {images} images in {out}: {', '.join(names.values())}")
+    last = f" to {source}-{seed + count - 1}" if count > 1 else ""
+    click.echo(f"{count} sessions of {images} images in {out}: {source}-{seed}{last}")
 
 
 @group.command(context_settings={"show_default": True})

@@ -13,6 +13,10 @@ from simulator.suite import Counts, Episode
 
 RESAMPLES = 2000
 LEVELS = (0.025, 0.975)
+PROMISE_ROOMS = 5
+PROMISE_LEVEL = 0.001  # a false alarm puts a good engine back for good, so they must be rare
+PROMISE_MARGIN = 0.05  # of the blocked rate
+PROMISE_SPINS = 1.0  # a minute
 
 Figures = dict[str, float]  # name, name_low, name_high; what cannot be told is nan
 
@@ -53,6 +57,27 @@ def differences(rooms: Mapping[int, Counts], others: Mapping[int, Counts], seed:
     )
 
 
+def promise(rooms: Mapping[int, Counts]) -> Figures:
+    """Within what a robot's blocked rate and spins stay in one more room: what its passport promises of the network.
+
+    A prediction interval of Student's t over the rooms, at PROMISE_LEVEL on each side, and PROMISE_MARGIN more: a real
+    floor is no arena. Empty with fewer than PROMISE_ROOMS rooms.
+    """
+    from scipy.stats import t
+
+    if len(rooms) < PROMISE_ROOMS:
+        return {}
+    found = _figures(np.array(list(rooms.values()), np.float64))
+    wide = float(t.ppf(1 - PROMISE_LEVEL, len(rooms) - 1)) * math.sqrt(1 + 1 / len(rooms))
+    rate, spins = found["blocked_rate"], found["spins_per_min"]
+    middle, reach = float(rate.mean()), wide * float(rate.std(ddof=1)) + PROMISE_MARGIN
+    return {
+        "blocked_rate_low": round(max(middle - reach, 0.0), 4),
+        "blocked_rate_high": round(min(middle + reach, 1.0), 4),
+        "spins_per_min_high": round(float(spins.mean()) + wide * float(spins.std(ddof=1)) + PROMISE_SPINS, 2),
+    }
+
+
 def _both(rooms: Mapping[int, Counts], seed: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     tallies = np.array(list(rooms.values()), np.float64)  # (rooms, fields of Counts)
     rng = np.random.default_rng(seed)
@@ -77,6 +102,8 @@ def _figures(tallies: np.ndarray) -> dict[str, np.ndarray]:
     stuck_share           share of time stuck, or turning without end
     false_stop_share      share of the time with a free way ahead in which it held the way for blocked
     missed_share          share of the time with a blocked way ahead in which it held the way for free
+    blocked_rate          share of the decisions that are not `forward`
+    spins_per_min         how often it drove 3 s without one `forward` (serving/judge.py)
     """
     of = Counts(*tallies.T)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -86,6 +113,8 @@ def _figures(tallies: np.ndarray) -> dict[str, np.ndarray]:
             "stuck_share": np.asarray(of.stuck) / of.frames,
             "false_stop_share": np.asarray(of.false_stops) / of.free,
             "missed_share": np.asarray(of.missed) / of.blocked,
+            "blocked_rate": np.asarray(of.turning) / of.frames,
+            "spins_per_min": 60 * np.asarray(of.spins) / of.seconds,
         }
     return {name: np.where(np.isfinite(value), value, np.nan) for name, value in found.items()}
 

@@ -19,10 +19,12 @@ import msgspec
 import numpy as np
 
 import serving.decide
+import serving.judge
 import serving.preprocess
 import simulator
 from serving.contracts.releases import Decision
 from serving.errors import OperatorError, RejectedError
+from serving.judge import Tally
 from simulator import labels
 from simulator.arena import Arena
 from simulator.drive import Moment, Network, drive
@@ -48,6 +50,8 @@ class Counts(NamedTuple):
     false_stops: int = 0  # of these, held for blocked
     blocked: int = 0
     missed: int = 0  # of these, held for free
+    turning: int = 0  # frames whose decision is not `forward`
+    spins: int = 0  # as the robot's probation counts them
 
 
 class Episode(NamedTuple):
@@ -84,10 +88,12 @@ def run_episode(arena: Arena, network: Network, suite: SuiteSettings, start: int
     """
     moments: list[Moment] = []
     said: list[tuple[bool, bool, bool]] = []  # free, blocked by geometry; held for blocked
+    tally = Tally()
     for moment in drive(arena, network, suite):
         moments.append(moment._replace(frame=moment.frame[:0]))  # pixels would fill the memory
         way = labels.certain_label(arena.room, moment.pose, suite.safety_distance_m)
         said.append((way == "free", way == "blocked", moment.blocked))
+        tally.add(moment.time_s, moment.action.motion, suite.latency_ms)
         if len(moments) >= suite.seconds * suite.frames_per_s:
             break
     path = np.array([moment.pose[:2] for moment in moments], np.float32)
@@ -104,6 +110,8 @@ def run_episode(arena: Arena, network: Network, suite: SuiteSettings, start: int
         false_stops=int((free & stop).sum()),
         blocked=int(blocked.sum()),
         missed=int((blocked & ~stop).sum()),
+        turning=tally.blocked,
+        spins=tally.spins,
     )
     return Episode(arena.seed, start, counts, path, np.repeat(path[1:], np.diff(collisions), axis=0))
 
@@ -171,8 +179,10 @@ def key(onnx_sha256: str, decision: Decision, suite: SuiteSettings) -> str:
     """Names a drive: equal where network, suite and the code that decides how it goes are the same."""
     total = hashlib.sha256(msgspec.json.encode([onnx_sha256, decision, suite]))
     sources = sorted(Path(simulator.__file__).parent.glob("*.py"))
-    for path in sources + [Path(str(module.__file__)) for module in (serving.decide, serving.preprocess)]:
-        if path.stem not in _SHOWS_ONLY:
+    for path in sources + [
+        Path(str(module.__file__)) for module in (serving.decide, serving.judge, serving.preprocess)
+    ]:
+        if path.stem not in _SHOWS_ONLY and not path.stem.startswith("fleet"):
             total.update(path.read_bytes())
     return f"{onnx_sha256[:8]}-{total.hexdigest()[:16]}"
 
