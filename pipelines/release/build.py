@@ -1,23 +1,25 @@
 """From a model's ONNX file to the engine of one target, measured with the golden frames.
 
-Builders by target. `cpu-ort-fp32` takes the ONNX file as it is, `cpu-ort-int8` the quantised one in the form that a CPU
-runs best; others (TensorRT on the board itself) join BUILDERS. Whether what was measured is good enough is for
-gates.py to say.
+`cpu-ort-fp32` takes the ONNX file as it is, `cpu-ort-int8` the quantised one in the form that a CPU runs best. What has
+to be built or measured on a board is in builds.py. Whether what was measured is good enough is for gates.py to say.
 """
 
+import functools
 import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipelines.release.builds import Builds, build_elsewhere
+from pipelines.release.built import Built, Golden
 from serving import preprocess
 from serving.contracts.releases import Measured
-from serving.errors import OperatorError, RejectedError
+from serving.contracts.targets import HERE, kind_of
+from serving.errors import RejectedError
 
 WARM_UP_RUNS = 10
 RUNS = 100  # a round; p99 of fewer would be the maximum
@@ -25,60 +27,23 @@ ROUNDS = 3
 MAX_MEASURING_S = 5.0
 
 
-@dataclass(frozen=True)
-class Golden:
-    """Frames and the logits that the trained network gave for them."""
-
-    frames: np.ndarray  # (N, 224, 224, 3) uint8, RGB
-    logits: np.ndarray  # (N, 2) float32
-
-    @classmethod
-    def read(cls, path: Path) -> "Golden":
-        """Reads golden.npz.
-
-        Raises:
-            RejectedError: it is no such file, or its arrays have other shapes or types.
-        """
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                golden = cls(arrays["frames"], arrays["logits"])
-        except (OSError, ValueError, KeyError, EOFError) as problem:
-            raise RejectedError(f"golden.npz cannot be read ({problem}): run `dvc repro` again") from None
-        count = len(golden.frames)
-        if (
-            count == 0
-            or golden.frames.shape[1:] != preprocess.FRAME_SHAPE
-            or golden.frames.dtype != np.uint8
-            or golden.logits.shape != (count, preprocess.OUTPUT_SHAPE[1])
-            or not np.isfinite(golden.logits).all()
-        ):
-            raise RejectedError(
-                f"golden.npz holds frames {golden.frames.shape} {golden.frames.dtype}, logits {golden.logits.shape}; "
-                "wanted (N, 224, 224, 3) uint8 and finite (N, 2): run `dvc repro` again"
-            )
-        return golden
-
-
-@dataclass(frozen=True)
-class Built:
-    """An engine and what was measured with it on the machine that built it."""
-
-    engine: bytes
-    measured: Measured
-
-
 Builder = Callable[[bytes, Golden], Built]  # ONNX file of the target's precision: fp32, or int8 in QDQ form
 
 
-def builder_of(target: str) -> Builder:
-    """The builder of a target.
+def builder_of(target: str, builds: Builds | None = None) -> Builder:
+    """The builder of a target. One that needs a board it does not have raises WaitingForBuild when it is called.
+
+    Args:
+        builds: what robots built and handed in; None: nothing.
 
     Raises:
-        OperatorError: there is none on this machine.
+        RejectedError: this is no name of a target.
+        OperatorError: the table of targets has no such row.
     """
-    if target not in BUILDERS:
-        raise OperatorError(f"no builder for the target `{target}` here; available: {', '.join(sorted(BUILDERS))}")
-    return BUILDERS[target]
+    kind = kind_of(target)
+    if kind.built == HERE:
+        return BUILDERS[target]
+    return functools.partial(build_elsewhere, kind, builds)
 
 
 def build_ort_fp32(onnx: bytes, golden: Golden) -> Built:

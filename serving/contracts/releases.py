@@ -8,8 +8,9 @@ All of it travels as signed targets of a TUF repository; the paths below are the
     releases/<release_id>/<target>/golden.npz      frames (N, 224, 224, 3) uint8 and logits (N, 2) float32
 """
 
+import hashlib
 import re
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Union
 
 import msgspec
 from typing_extensions import Annotated
@@ -82,12 +83,44 @@ class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     machine: str
 
 
+class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The machines that an engine runs on, and what it was made of. Empty: any."""
+
+    board: str  # of the target's name, such as jetson-nano
+    compute_capability: str  # of the GPU, such as 5.3
+    runtime_version: str  # to the last digit, such as 8.2.1.8
+    precision: str
+    onnx_sha256: Sha256  # of the file that it was built from
+
+
+class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a robot drives with this engine, as the suite of the stage `simulate` has it; what probation holds it to."""
+
+    blocked_rate_low: Annotated[float, msgspec.Meta(ge=0, le=1)]  # share of decisions that are not `forward`
+    blocked_rate_high: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    spins_per_min_high: Annotated[float, msgspec.Meta(ge=0)]  # a spin: serving.judge.SPIN_S without one `forward`
+    latency_p99_ms: Annotated[float, msgspec.Meta(gt=0)]  # of one inference, as `measured` has it
+
+
 class GateResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     name: str
     passed: bool
     value: Optional[float] = None
     limit: Optional[float] = None
     detail: str = ""
+
+
+class Override(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A person's signed decision to release a version although it fails a gate."""
+
+    model_name: str
+    model_version: str
+    onnx_sha256: Sha256
+    gate: Name
+    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+    by: Name
+    decided_at: str  # RFC 3339, UTC
+    signature: str  # base64 of ed25519 over the other fields (pipelines/release/overrides.py)
 
 
 class Lineage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -118,18 +151,44 @@ class Passport(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     approver: str
     approved_at: str  # RFC 3339, UTC: when the alias was seen on this version
     built_at: str
+    engine_key: Optional[EngineKey] = None  # of an engine that was compiled; None: one that any machine loads
+    # Left out where there is none, so that robots from before this field read all other passports.
+    overrides: Union[List[Override], msgspec.UnsetType] = msgspec.UNSET
+    expected: Union[Expected, msgspec.UnsetType] = msgspec.UNSET  # likewise
 
 
-class Channel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ReleaseRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A release, as a channel names it."""
+
+    release_id: Name
+    model_version: str
+    passports: Dict[str, str]  # target -> target path of its passport
+
+
+class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How far a release has come: which robots of the ring take it, and what the others run.
+
+    A robot takes it when `rollout_place(robot, release_id) < share`; so each robot decides by itself, a larger share
+    only adds robots, and another release begins with others.
+    """
+
+    share: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    previous: Optional[ReleaseRef] = None  # for the others; None: they keep what they have
+    paused: bool = False  # robots that run it keep it, no other takes it
+
+
+class Channel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """`channels/<channel>.json`: what the robots of a ring run."""
 
-    schema: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
+    schema: Annotated[int, msgspec.Meta(ge=1, le=2)] = 1  # 2: with `rollout` or `withdrawn`
     channel: Name
     sequence: Annotated[int, msgspec.Meta(ge=1)]  # rises with every change, also when it goes back to an older release
     release_id: Name
     model_version: str
     passports: Dict[str, str]  # target -> target path of its passport
     issued_at: str
+    rollout: Optional[Rollout] = None  # None: all robots of the ring take it
+    withdrawn: Annotated[List[Name], msgspec.Meta(max_length=500)] = []  # release ids that no robot runs again
 
 
 class Wakeup(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,6 +225,15 @@ def channel_path(channel: str) -> str:
 def file_path(release: str, target: str, name: str) -> str:
     """Target path of `passport.json`, `golden.npz` or the engine."""
     return f"releases/{release}/{target}/{name}"
+
+
+def rollout_place(robot: str, release: str) -> float:
+    """Where a robot stands in the rollout of a release: 0 ≤ place < 1, uniform over names, the same everywhere.
+
+    The first 53 bits of SHA-256 over `<release>/<robot>` in UTF-8, as a binary fraction.
+    """
+    digest = hashlib.sha256(f"{release}/{robot}".encode()).digest()
+    return (int.from_bytes(digest[:8], "big") >> 11) / float(1 << 53)
 
 
 _EXTENSIONS = {"ort": "onnx", "trt": "engine", "trtrtx": "engine"}

@@ -72,7 +72,26 @@ def check(engine: Infers, passport: Passport, golden: Path, settings: EngineSett
     frames, expected = read_golden(golden)
     if len(frames) != passport.golden.count:
         raise RejectedError(f"{golden.name} holds {len(frames)} frames, the passport says {passport.golden.count}")
-    latency_ms = np.empty(len(frames) * -(-_MIN_INFERENCES // len(frames)))
+    checked = measure(engine, frames, expected, settings, _MIN_INFERENCES)
+    _judge(checked, passport, settings)
+    return checked
+
+
+def measure(
+    engine: Infers, frames: np.ndarray, expected: np.ndarray, settings: EngineSettings, inferences: int
+) -> Checked:
+    """Runs the golden frames through an engine, in whole rounds, and compares with the trained network's logits.
+
+    Args:
+        frames: (N, 224, 224, 3) uint8.
+        expected: (N, 2) float32 logits.
+        inferences: at least so many.
+
+    Raises:
+        RejectedError: it gave a useless answer; with the frame.
+        EngineFailed: it crashed or hung.
+    """
+    latency_ms = np.empty(len(frames) * -(-inferences // len(frames)))
     parity_max_abs = 0.0
     for number in range(len(latency_ms)):
         which = number % len(frames)
@@ -86,9 +105,7 @@ def check(engine: Infers, passport: Passport, golden: Path, settings: EngineSett
         latency_ms[number] = (time.perf_counter() - started) * 1e3
         parity_max_abs = max(parity_max_abs, float(np.abs(logits - expected[which]).max()))
     p50, p99 = (float(value) for value in np.percentile(latency_ms, (50, 99)))
-    checked = Checked(parity_max_abs, p50, p99, len(latency_ms))
-    _judge(checked, passport, settings)
-    return checked
+    return Checked(parity_max_abs, p50, p99, len(latency_ms))
 
 
 def _judge(checked: Checked, passport: Passport, settings: EngineSettings) -> None:

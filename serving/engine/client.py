@@ -17,13 +17,14 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn, Optional
 
+import msgspec
 import numpy as np
 
 from serving import preprocess
 from serving.config import EngineSettings
-from serving.contracts.releases import Target
+from serving.contracts.releases import EngineKey, Target
 from serving.engine import worker
-from serving.errors import JetloopError, OperatorError
+from serving.errors import JetloopError, OperatorError, RejectedError
 
 log = logging.getLogger("engine")
 
@@ -31,6 +32,9 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _END_TIMEOUT_S = 1.0  # an idle worker leaves in milliseconds
 # Ours are not JetPack's: they would lead its interpreter to our packages.
 NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "__PYVENV_LAUNCHER__")
+
+
+_BACKENDS = {"ort": "ort_backend.py", "trt": "tensorrt_backend.py", "trtrtx": "tensorrt_backend.py"}
 
 
 class EngineFailed(JetloopError):
@@ -63,15 +67,17 @@ class Engine:
         run_ms: time of the last inference, within the worker.
     """
 
-    def __init__(self, engine_file: Path, settings: EngineSettings) -> None:
+    def __init__(self, engine_file: Path, settings: EngineSettings, key: Optional[EngineKey] = None) -> None:
         """Starts the worker and waits until the engine is loaded and warm.
 
         Args:
             engine_file: the file that the runtime of `settings.target` loads.
             settings: the table `[engine]` of robot.toml.
+            key: what the engine was built for; None: for any machine of the target.
 
         Raises:
             OperatorError: the interpreter is not there, or cannot import what the target needs.
+            RejectedError: this machine is another than the key says; nothing of the engine was loaded.
             EngineFailed: the engine did not load in time, or not at all.
         """
         self.run_ms = math.nan
@@ -85,7 +91,7 @@ class Engine:
             # (224, 224, 3) uint8: the worker reads it, only this class writes it
             self._frame = np.frombuffer(self._shared, dtype=np.uint8).reshape(preprocess.FRAME_SHAPE)
             try:
-                self._process = _start(engine_file, settings, far_end.fileno(), shared.fileno())
+                self._process = _start(engine_file, settings, key, far_end.fileno(), shared.fileno())
             except OperatorError:
                 self._channel.close()
                 raise
@@ -180,6 +186,9 @@ class Engine:
         if got_status == worker.NO_RUNTIME:
             self.kill()
             raise OperatorError(f"engine.python is `{self._python}`, which cannot run this target: {text}")
+        if got_status == worker.WRONG_KEY:
+            self.kill()
+            raise RejectedError(text)
         if got_status == worker.BAD_OUTPUT:
             self._fail("bad-output", text)
         if got_status == worker.FAILED:
@@ -207,9 +216,12 @@ class Engine:
         return f"its worker was ended by {signal.Signals(-code).name}" if code < 0 else f"its worker ended with {code}"
 
 
-def _start(engine_file: Path, settings: EngineSettings, channel_fd: int, frame_fd: int) -> "subprocess.Popen[bytes]":
+def _start(
+    engine_file: Path, settings: EngineSettings, key: Optional[EngineKey], channel_fd: int, frame_fd: int
+) -> "subprocess.Popen[bytes]":
     python = settings.python or sys.executable
-    arguments = [str(backend_file(settings.target)), str(engine_file), str(settings.threads)]
+    built_for = msgspec.json.encode(key).decode() if key else "{}"
+    arguments = [str(backend_file(settings.target)), str(engine_file), built_for, str(settings.threads)]
     try:
         return subprocess.Popen(
             [python, worker.__file__, *arguments, str(channel_fd), str(frame_fd)],
@@ -222,16 +234,8 @@ def _start(engine_file: Path, settings: EngineSettings, channel_fd: int, frame_f
 
 
 def backend_file(target: str) -> Path:
-    """The module that runs engines of a target.
-
-    Raises:
-        OperatorError: this version of jetloop has none.
-    """
-    runtime = Target.parse(target).runtime
-    found = Path(worker.__file__).with_name(f"{runtime}_backend.py")
-    if not found.is_file():
-        raise OperatorError(f"engine.target is `{target}`, but this version of jetloop cannot run `{runtime}` engines")
-    return found
+    """The module that runs engines of a target."""
+    return Path(worker.__file__).with_name(_BACKENDS[Target.parse(target).runtime])
 
 
 def _memory_folder() -> Optional[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from serving import preprocess
 from serving.config import EngineSettings
 from serving.contracts.releases import Passport
+from serving.engine.board import wrong_key
 from serving.engine.check import Checked, check
 from serving.engine.client import Engine, EngineFailed
 from serving.errors import OperatorError, RejectedError
@@ -50,6 +51,9 @@ def load(candidate: Candidate, settings: EngineSettings, closing: threading.Even
         raise RejectedError(
             f"the engine is for preprocessing {passport.preprocessing}, this robot has {preprocess.PREPROCESSING}"
         )
+    wrong = wrong_key(passport.engine_key, settings.target) if passport.engine_key else ""
+    if wrong:
+        raise RejectedError(wrong)
     for attempt in range(1, _ATTEMPTS + 1):
         if closing.is_set():
             break
@@ -63,7 +67,7 @@ def load(candidate: Candidate, settings: EngineSettings, closing: threading.Even
 
 
 def _load_once(candidate: Candidate, settings: EngineSettings) -> Loaded:
-    engine = Engine(candidate.engine, settings)
+    engine = Engine(candidate.engine, settings, candidate.passport.engine_key)
     try:
         checked = check(engine, candidate.passport, candidate.golden, settings)
     except BaseException:

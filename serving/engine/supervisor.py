@@ -105,7 +105,7 @@ class Supervisor:
 
     @property
     def trouble(self) -> str:
-        """Why no engine runs although there is a model; empty when one does, or when it is on its way."""
+        """Why no engine runs; empty when one does, when it is on its way, or when no release came yet."""
         return self._trouble
 
     # The control thread.
@@ -177,6 +177,21 @@ class Supervisor:
             with self._lock:
                 self._wanted, self._trouble, self._failures = candidate, "", 0
         self._tell_activated(handover, previous.passport.release_id if previous else "", cause)
+
+    def dismiss(self, why: str) -> None:
+        """No engine drives from the next frame on, until `activate`; the motors stop as without any decision.
+
+        Args:
+            why: one line for people.
+        """
+        with self._loading:
+            with self._lock:
+                running, self._running = self._running, None
+                self._wanted, self._trouble, self._failures = None, why, 0
+            self._tell_engine(None)
+        if running is not None:
+            running.engine.close()
+        log.error("%s: standing still", why)
 
     def close(self) -> None:
         """Ends all workers. The control thread has ended before."""

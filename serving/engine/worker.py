@@ -1,6 +1,6 @@
 """The engine worker: a process that owns one engine and nothing else. Frames in through shared memory, logits out.
 
-    python worker.py BACKEND_FILE ENGINE_FILE THREADS CHANNEL_FD FRAME_FD
+    python worker.py BACKEND_FILE ENGINE_FILE KEY THREADS CHANNEL_FD FRAME_FD
 
 The client (client.py) runs this file by its path, under the interpreter that can import the engine's runtime. So:
 Python 3.6 syntax, the standard library and numpy alone, and its two siblings are loaded by their place in the file
@@ -11,6 +11,7 @@ shared with the client, who writes it only while no request is under way. The wo
 """
 
 import importlib.util
+import json
 import mmap
 import os
 import select
@@ -26,7 +27,7 @@ REPLY = struct.Struct("<QIffd")  # number, status, logit of blocked, logit of fr
 MAX_TEXT_BYTES = 2000
 MAX_REPLY_BYTES = REPLY.size + MAX_TEXT_BYTES
 
-OK, READY, FAILED, NO_RUNTIME, BAD_OUTPUT = 0, 1, 2, 3, 4  # status of a reply
+OK, READY, FAILED, NO_RUNTIME, BAD_OUTPUT, WRONG_KEY = 0, 1, 2, 3, 4, 5  # status of a reply
 WARM_UP_RUNS = 3
 
 
@@ -48,6 +49,21 @@ def one_line(problem):
 def reply(channel, number, status, logits=(0.0, 0.0), run_ms=0.0, text=""):
     message = REPLY.pack(number, status, logits[0], logits[1], run_ms)
     channel.send(message + text.encode("utf-8")[:MAX_TEXT_BYTES])
+
+
+def misfit(backend_module, key):
+    """Why an engine built for `key` must not be loaded on this machine; empty when it may be.
+
+    Args:
+        backend_module: its machine(), where it has one, gives what counts here, such as `compute_capability`.
+        key: the same of the machine that built it; what is missing or empty fits any machine.
+    """
+    here = backend_module.machine() if hasattr(backend_module, "machine") and any(key.values()) else {}
+    return "; ".join(
+        "the engine was built for %s %s, this robot has %s" % (name.replace("_", " "), key[name], here[name])
+        for name in sorted(here)
+        if key.get(name) and key[name] != here[name]
+    )
 
 
 def serve(channel, frame, backend, preprocess):
@@ -96,7 +112,7 @@ def first_to_go():
 
 def main(arguments):
     """Loads and warms the engine, says READY, serves. Returns the exit code."""
-    backend_file, engine_file, threads, channel_fd, frame_fd = arguments
+    backend_file, engine_file, key, threads, channel_fd, frame_fd = arguments
     del sys.path[0]  # the folder of this file: its modules are not for import by name
     os.dup2(2, 1)  # what a library prints goes to the log
     for ignored in (signal.SIGINT, signal.SIGTERM):  # they go to the whole group; the client decides when to end
@@ -108,9 +124,14 @@ def main(arguments):
         import numpy as np  # here, where it can be told when this interpreter has none
 
         backend_module = load_module(backend_file)
+        wrong = misfit(backend_module, json.loads(key))
     except ImportError as problem:
         reply(channel, 0, NO_RUNTIME, text=one_line(problem))
         return 1
+    if wrong:
+        reply(channel, 0, WRONG_KEY, text=wrong)
+        return 1
+    backend = None
     try:
         serving_folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         preprocess = load_module(os.path.join(serving_folder, "preprocess.py"))
@@ -122,9 +143,16 @@ def main(arguments):
             backend.run()
         reply(channel, 0, READY, text=backend.name)
         serve(channel, frame, backend, preprocess)
+    except ImportError as problem:  # a runtime that is imported when it is needed; the engine is not to blame
+        reply(channel, 0, NO_RUNTIME, text=one_line(problem))
+        return 1
     except Exception as problem:  # whatever it is, the client tells it to people
         reply(channel, 0, FAILED, text=one_line(problem))
         return 1
+    finally:
+        close = getattr(backend, "close", None)
+        if close:
+            close()
     return 0
 
 

@@ -60,44 +60,53 @@ def register(
     Returns:
         The version's number.
     """
-    export = folder / f"export-{seed}"
-    export.mkdir(parents=True)
-    (export / "model.onnx").write_bytes(tiny_onnx(seed))
-    tiny_golden(export / "golden.npz", seed, off_by)
-    onnx_sha256, golden_sha256 = (_sha256(export / name) for name in ("model.onnx", "golden.npz"))
-    report = ExportReport(
-        onnx_sha256=onnx_sha256,
-        onnx_bytes=(export / "model.onnx").stat().st_size,
-        opset=13,
-        preprocessing=preprocess.PREPROCESSING,
-        backbone="tiny",
-        parity_max_abs=0.0,
-        golden_sha256=golden_sha256,
-        golden_count=3,
-        decision=Decision(blocked_threshold=0.4, temperature=1.5),
-    )
-    (export / "export.json").write_bytes(msgspec.json.encode(report))
+    report = export(folder / f"export-{seed}", seed, off_by)
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     experiment = client.get_experiment_by_name(model)
     run = client.create_run(experiment.experiment_id if experiment else client.create_experiment(model))
     run_id = run.info.run_id
     for name, value in (GOOD_METRICS if metrics is None else metrics).items():
         client.log_metric(run_id, name, value)
-    client.log_artifacts(run_id, str(export), "export")
+    client.log_artifacts(run_id, str(folder / f"export-{seed}"), "export")
     client.set_terminated(run_id)
     if not client.search_registered_models(f"name = '{model}'"):
         client.create_registered_model(model)
-    tags = {
-        "lineage.git_commit": "0123456789abcdef0123456789abcdef01234567",
-        "lineage.git_dirty": "false",
-        "lineage.data": json.dumps({"data/sessions": "d41d8cd98f00b204e9800998ecf8427e.dir"}),
-        "lineage.onnx_sha256": onnx_sha256,
-        "lineage.golden_sha256": golden_sha256,
-        "lineage.run_id": run_id,
-    }
+    tags = lineage_tags(report, run_id)
     source = f"{run.info.artifact_uri}/export"
     version = client.create_model_version(model, source, run_id, tags=tags, description=description or None)
     return str(version.version)
+
+
+def export(folder: Path, seed: int = 0, off_by: float = 0.0) -> ExportReport:
+    """Writes what the stage `export` leaves for `tiny_onnx(seed)`: model.onnx, golden.npz, export.json."""
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(tiny_onnx(seed))
+    tiny_golden(folder / "golden.npz", seed, off_by)
+    report = ExportReport(
+        onnx_sha256=_sha256(folder / "model.onnx"),
+        onnx_bytes=(folder / "model.onnx").stat().st_size,
+        opset=13,
+        preprocessing=preprocess.PREPROCESSING,
+        backbone="tiny",
+        parity_max_abs=0.0,
+        golden_sha256=_sha256(folder / "golden.npz"),
+        golden_count=3,
+        decision=Decision(blocked_threshold=0.4, temperature=1.5),
+    )
+    (folder / "export.json").write_bytes(msgspec.json.encode(report))
+    return report
+
+
+def lineage_tags(report: ExportReport, run_id: str) -> dict[str, str]:
+    """Tags of a version as the stage `register` sets them."""
+    return {
+        "lineage.git_commit": "0123456789abcdef0123456789abcdef01234567",
+        "lineage.git_dirty": "false",
+        "lineage.data": json.dumps({"data/sessions": "d41d8cd98f00b204e9800998ecf8427e.dir"}),
+        "lineage.onnx_sha256": report.onnx_sha256,
+        "lineage.golden_sha256": report.golden_sha256,
+        "lineage.run_id": run_id,
+    }
 
 
 def _sha256(path: Path) -> str:
