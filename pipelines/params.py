@@ -74,13 +74,49 @@ class GateParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     # Of the stage `simulate`; None: not asked.
     max_collisions_per_100m: Annotated[float, msgspec.Meta(ge=0)] | None = None  # upper end of the 95 % interval
     min_distance_m_per_min: Annotated[float, msgspec.Meta(gt=0)] | None = None  # standing still hits nothing
+    # Against what the fleet runs: how far the upper end of the new one's 95 % interval may lie below. None: not asked.
+    max_recall_loss: ClosedShare | None = None
+    max_accuracy_loss: ClosedShare | None = None
+    require_data_checks: bool = False  # the stage `validate` passed
+    require_lineage: bool = False  # a clean git commit, and DVC's hashes of the data
+    max_engine_mb: dict[str, Annotated[float, msgspec.Meta(gt=0)]] = {}  # size of the file, per target
+    max_memory_mb: dict[str, Annotated[float, msgspec.Meta(gt=0)]] = {}  # peak of a process that runs it, per target
 
     def __post_init__(self) -> None:
-        for target in self.max_latency_ms:
-            try:
-                Target.parse(target)
-            except RejectedError as problem:
-                raise ValueError(f"max_latency_ms: {problem}") from None
+        for name in ("max_latency_ms", "max_engine_mb", "max_memory_mb"):
+            for target in getattr(self, name):
+                try:
+                    Target.parse(target)
+                except RejectedError as problem:
+                    raise ValueError(f"{name}: {problem}") from None
+
+
+class RolloutParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a champion comes to its robots, and what makes the service pause or withdraw it (release/rollout.py).
+
+    Shares and ratios are held against the near end of a 95 % interval: a handful of bad moments proves nothing.
+    """
+
+    steps: Annotated[tuple[Annotated[float, msgspec.Meta(gt=0, le=1)], ...], msgspec.Meta(min_length=1)] = (0.1, 0.5, 1)
+    step_min_s: Annotated[float, msgspec.Meta(ge=0, le=30 * 86_400)] = 600.0
+    min_robots: Annotated[int, msgspec.Meta(ge=1)] = 2  # that told of the release; fewer where the share holds fewer
+    min_decisions: Annotated[int, msgspec.Meta(ge=1)] = 2000  # by all of them together, in this step
+    max_events_ratio: Annotated[float, msgspec.Meta(ge=1)] = 2.0  # crashes, collisions, interventions an hour driven
+    max_latency_ratio: Annotated[float, msgspec.Meta(ge=1)] = 1.5  # p99, the median of the robots
+    max_blocked_change: Share = 0.2  # of the share of decisions that say blocked, up or down
+    max_went_back: Share = 0.1  # share of robots that went back, or refused it
+    # The others pause the rollout and leave it to a person.
+    withdraw_on: tuple[Literal["crashes", "collisions", "interventions", "went_back", "latency", "blocked"], ...] = (
+        "crashes",
+        "collisions",
+        "went_back",
+    )
+    canary_first: bool = False  # a champion must have been healthy as canary
+    canary_min_s: Annotated[float, msgspec.Meta(ge=0, le=30 * 86_400)] = 3600.0
+
+    def __post_init__(self) -> None:
+        if list(self.steps) != sorted(set(self.steps)) or self.steps[-1] != 1:
+            raise ValueError(f"steps must rise and end with 1.0, they are {list(self.steps)}")
 
 
 class Params(NamedTuple):
@@ -94,6 +130,7 @@ class Params(NamedTuple):
     export: ExportParams
     simulate: SuiteSettings
     gates: GateParams
+    rollout: RolloutParams
 
 
 BLOCKS: dict[type[msgspec.Struct], str] = {
@@ -105,6 +142,7 @@ BLOCKS: dict[type[msgspec.Struct], str] = {
     ExportParams: "export",
     SuiteSettings: "simulate",
     GateParams: "gates",
+    RolloutParams: "rollout",
 }
 
 B = TypeVar("B", bound=msgspec.Struct)
@@ -123,13 +161,19 @@ def load(path: Path | str = PARAMS_FILE) -> Params:
     return Params(**{name: _block(raw, struct, Path(path)) for struct, name in BLOCKS.items()})  # type: ignore[arg-type]
 
 
-def block(struct: type[B], path: Path | str = PARAMS_FILE) -> B:
+def block(struct: type[B], path: Path | str = PARAMS_FILE, *, default: B | None = None) -> B:
     """Reads and checks the one block of `path` that `struct` describes; the others may hold anything.
+
+    Args:
+        default: what holds where the file has no such block; None: it must be there.
 
     Raises:
         OperatorError: the file cannot be read, the block is missing, or a key or value in it is not allowed.
     """
-    return _block(_read(Path(path)), struct, Path(path))
+    raw = _read(Path(path))
+    if default is not None and BLOCKS[struct] not in raw:
+        return default
+    return _block(raw, struct, Path(path))
 
 
 def _read(path: Path) -> dict[Any, Any]:

@@ -15,6 +15,8 @@ COMMANDS = {
     "rollback": ("serving.local.commands:rollback", "Go back to the engine before."),
     "label": ("serving.local.commands:label", "Keep the next frame as an image of `blocked` or `free`."),
     "capture": ("serving.local.commands:capture", "Sessions of labelled images: begin, finish, discard."),
+    "import": ("serving.import_release:command", "Take signed releases from a folder, such as a USB stick."),
+    "build": ("serving.build:command", "Build the engine of a release on this board, for it and its twins."),
     "doctor": ("serving.doctor:command", "Say what this robot has, what is missing, and what to do."),
     "check-config": ("serving.cli:check_config", "Read robot.toml and say what is wrong with it, if anything."),
     "example-config": ("serving.cli:example_config", "Print a robot.toml to begin with."),

@@ -152,7 +152,7 @@ class Control:
         if time.monotonic() - self._acted_s < self._max_age_s and self._motors.moving:
             return Status("driving")
         if self._supervisor.wanted is None:
-            return Status("no-model", self._standing)
+            return Status("no-model", self._standing or self._supervisor.trouble)
         if not self._supervisor.running:
             return Status("loading", self._supervisor.trouble)
         return Status("standing", self._standing or self._motors.reason)

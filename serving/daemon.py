@@ -105,8 +105,10 @@ class Daemon:
             config.engine.target,
             robot.ring,
             self.slots,
-            activate=lambda candidate: self.supervisor.activate(candidate),
+            activate=lambda candidate: self.supervisor.activate(candidate, candidate.cause),
             refused=self._refused,
+            robot=robot.name,
+            stand_still=lambda why: self.supervisor.dismiss(why),
         )
         self._closes("updater", lambda: self.updater.stop(timeout_s=0.3))
         self.probation = Probation(

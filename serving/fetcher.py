@@ -119,7 +119,7 @@ class Fetcher(FetcherInterface):
             raise tuf_errors.DownloadError(f"Failed to download {url}") from problem
         if response.status == 200 or (start and _starts_at(response) == start):
             return response
-        response.release_conn()
+        response.close()  # not given back: what it still holds would begin the next answer
         if start and response.status in (206, 416):  # nothing of what is here fits
             return self._get(url, 0)
         raise tuf_errors.DownloadHTTPError(f"{url}: HTTP status {response.status}", response.status)

@@ -16,6 +16,7 @@ from typing import Any, Callable, Dict, NamedTuple, Optional
 import msgspec
 
 from serving.config import ProbationSettings
+from serving.contracts.releases import Expected
 from serving.decide import Motion
 from serving.engine.supervisor import Loaded, Tells
 from serving.errors import JetloopError, OperatorError
@@ -198,7 +199,14 @@ class Probation:
     def _judged(self) -> Optional[Verdict]:
         if not self._watched:
             return None
-        return judge(self._snapshot(), self._settings, self._driven_s() >= self._settings.duration_s)
+        ending = self._driven_s() >= self._settings.duration_s
+        return judge(self._snapshot(), self._settings, ending, self._promised())
+
+    def _promised(self) -> Optional[Expected]:
+        """What the passport of the engine on probation says of how it drives; None where it says nothing."""
+        running = self._slots.running
+        expected = running.passport.expected if running else msgspec.UNSET
+        return None if expected is msgspec.UNSET else expected
 
     def _snapshot(self) -> Tally:
         with self._lock:

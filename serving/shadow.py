@@ -33,7 +33,13 @@ class Shadow:
         self._watcher = Watcher(config.shadow, config.engine, state / "disagreements")
         self._slots = Slots(state / "shadow")
         self._updater = Updater(
-            config.repository, self._target, config.shadow.channel, self._slots, self._watcher.activate, refused
+            config.repository,
+            self._target,
+            config.shadow.channel,
+            self._slots,
+            self._watcher.activate,
+            refused,
+            robot=config.robot.name,
         )
 
     @classmethod

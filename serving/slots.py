@@ -41,7 +41,8 @@ class Candidate:
     folder: Path
     engine: Path
     golden: Path
-    channel: Channel  # the channel file that brought it
+    channel: Channel  # the channel file that brought it; with a rollout its release may be another one
+    cause: str = "release"  # why it was brought, for the event `model.activated`
 
 
 class Slots:
@@ -84,7 +85,7 @@ class Slots:
                     self._running = record, self._open(record)
                     return self._running[1]
                 except RejectedError as problem:
-                    log.error("slot %s (%s) is not used: %s", record.slot, record.channel.release_id, problem)
+                    log.error("slot %s, by %s, is not used: %s", record.slot, _named(record), problem)
             return None
 
     @property
@@ -242,7 +243,7 @@ class Slots:
         try:
             return record, self._open(record)
         except RejectedError as problem:
-            log.warning("slot %s (%s) is not to be gone back to: %s", record.slot, record.channel.release_id, problem)
+            log.warning("slot %s, by %s, is not to be gone back to: %s", record.slot, _named(record), problem)
             return None
 
     def _other_slot(self) -> SlotName:
@@ -302,3 +303,7 @@ def _inspect(folder: Path, channel: Channel) -> Candidate:
     except (OSError, ValueError, RecursionError) as problem:  # msgspec's errors are ValueErrors
         raise RejectedError(f"{folder}: {problem}") from None
     return Candidate(passport, folder, engine, golden, channel)
+
+
+def _named(record: Record) -> str:
+    return f"sequence {record.channel.sequence} of {record.channel.channel}"

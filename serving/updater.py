@@ -1,7 +1,9 @@
 """Brings what the robot's ring shall run: looks, checks that it fits, downloads, hands over, commits.
 
-What is signed is repository.py's part, loading and judging an engine is `activate`'s, keeping it the slots'. While what
-runs is on probation, a release that has to be downloaded waits: its slot still holds the engine to go back to.
+What is signed is repository.py's part, which of a rollout's two releases this robot runs is rollout.py's, loading and
+judging an engine is `activate`'s, keeping it the slots'. While what runs is on probation, a release that has to be
+downloaded waits: its slot still holds the engine to go back to. A withdrawn release waits for nothing: the robot stands
+still until the one before it drives.
 """
 
 import logging
@@ -17,15 +19,14 @@ from tuf.api import exceptions as tuf_errors
 
 from serving.backoff import backoff_s
 from serving.config import RepositorySettings
-from serving.contracts.releases import Channel, Passport, channel_path, engine_name, file_path
+from serving.contracts.releases import Channel, Passport, ReleaseRef, channel_path, engine_name, file_path
 from serving.errors import OperatorError, RejectedError
-from serving.preprocess import PREPROCESSING
+from serving.fit import misfit as misfit
 from serving.repository import Refused, SignedRepository, errors_translated
+from serving.rollout import Choice, choose
 from serving.slots import GOLDEN_FILE, MAX_PASSPORT_BYTES, PASSPORT_FILE, Candidate, Slots
 
 MAX_CHANNEL_BYTES = 64 * 1024
-MAX_GOLDEN_BYTES = 64 << 20
-MAX_ENGINE_BYTES = 1 << 30
 _DISK_RESERVE_BYTES = 32 << 20
 _MIN_GAP_S = 0.1  # between two looks, however many wake-ups come
 _BACKOFF_BASE_S = 1.0
@@ -47,6 +48,8 @@ class Updater:
         activate: blocks until the candidate drives. It raises RejectedError when this robot must not run it (that is
             remembered), OperatorError when it could not be tried (then it is tried again).
         refused: told once of each refusal: release_id and engine digest (empty where unknown), and why.
+        robot: its name; it decides where this robot stands in a rollout.
+        stand_still: no engine drives any more, and why; until the next `activate`.
 
     Raises:
         OperatorError: root.json cannot be read.
@@ -60,12 +63,15 @@ class Updater:
         slots: Slots,
         activate: Callable[[Candidate], None],
         refused: Callable[[str, str, str], None],
+        robot: str = "",
+        stand_still: Callable[[str], None] = lambda why: None,
     ) -> None:
         self._repository = SignedRepository(repository, slots.folder / "tuf")
         self._poll_s = repository.poll_s
         self._target, self._ring = target, ring
         self._slots = slots
         self._activate, self._refused = activate, refused
+        self._robot, self._stand_still = robot, stand_still
         self._uncommitted: Optional[Candidate] = None  # drives, but the disk did not take the pointer
         self._told: List[Tuple[str, str, str]] = []
         self._said: Dict[str, str] = {}
@@ -153,33 +159,59 @@ class Updater:
         return channel
 
     def _follow(self, channel: Channel) -> bool:
-        """Brings the channel's release, if it is not the one that runs."""
+        """Brings the release that this robot shall run, if it is not the one that runs."""
         running = self._slots.running
-        if running and running.passport.release_id == channel.release_id:
+        choice = choose(channel, self._robot, running.passport.release_id if running else "")
+        self._drop_withdrawn(channel, running, choice)
+        if choice.release is None:
+            if self._say("release", logging.WARNING, choice.why) and running is None:
+                self._stand_still(choice.why)
+            return False
+        wanted = choice.release
+        if running and running.passport.release_id == wanted.release_id:
             if running.channel.sequence != channel.sequence:
                 self._commit(replace(running, channel=channel))
             return False
-        raw, passport = self._passport(channel)
+        raw, passport = self._passport(wanted)
         sha256 = passport.engine.sha256
         before = self._slots.refused(sha256)
         if before:
-            text = f"{channel.release_id} is left alone: its engine was refused here: {before}"
+            text = f"{wanted.release_id} is left alone: its engine was refused here: {before}"
             self._say("release", logging.WARNING, text)
             return False
+        self._say("release", logging.INFO, f"to run {wanted.release_id}: {choice.why}")
         previous = self._slots.previous()
         if previous is not None and previous.passport == passport:  # moved back: it is still here
-            return self._hand_over(replace(previous, channel=channel))
+            return self._hand_over(replace(previous, channel=channel, cause=choice.cause))
         try:
             candidate = self._download(channel, raw, passport)
         except (tuf_errors.LengthOrHashMismatchError, tuf_errors.DownloadLengthMismatchError, RejectedError) as problem:
-            raise Refused(f"download: {problem}", channel.release_id, sha256, may_heal=True) from None
-        return self._hand_over(candidate)
+            raise Refused(f"download: {problem}", wanted.release_id, sha256, may_heal=True) from None
+        return self._hand_over(replace(candidate, cause=choice.cause))
 
-    def _passport(self, channel: Channel) -> Tuple[bytes, Passport]:
-        release = channel.release_id
-        path = channel.passports.get(self._target)
+    def _drop_withdrawn(self, channel: Channel, running: Optional[Candidate], choice: Choice) -> None:
+        """A withdrawn release drives no longer, is not booted with, and not gone back to.
+
+        It is refused first: where power fails in between, the next start stands still, too.
+        """
+        held = (running, self._slots.previous()) if channel.withdrawn else ()
+        for candidate in held:
+            passport = candidate.passport if candidate else None
+            if passport is None or passport.release_id not in channel.withdrawn:
+                continue
+            sha256, why = passport.engine.sha256, f"{passport.release_id} is withdrawn"
+            new = self._slots.refused(sha256) is None
+            self._slots.refuse(passport.release_id, sha256, why)
+            if candidate is running and new:
+                self._slots.progressed(None)  # its probation is over: the other slot may be emptied
+                self._stand_still(why if choice.release else choice.why)
+                self._tell(Refused(why, passport.release_id, sha256))
+
+    def _passport(self, wanted: ReleaseRef) -> Tuple[bytes, Passport]:
+        release = wanted.release_id
+        path = wanted.passports.get(self._target)
         if path is None:
-            known = ", ".join(sorted(channel.passports)) or "nothing"
+            known = ", ".join(sorted(wanted.passports)) or "nothing"
             raise Refused(f"it was not built for {self._target}, only for {known}", release)
         info = self._repository.find(path)
         if info is None or path != file_path(release, self._target, PASSPORT_FILE):
@@ -206,7 +238,7 @@ class Updater:
         for info, name in infos:
             self._repository.download(info, folder / name)
         megabytes = sum(info.length for info, _ in infos) / 1e6
-        log.info("%s: %.1f MB in %.1f s", channel.release_id, megabytes, time.monotonic() - started)
+        log.info("%s: %.1f MB in %.1f s", passport.release_id, megabytes, time.monotonic() - started)
         return self._slots.candidate(folder, channel)
 
     def _hand_over(self, candidate: Candidate) -> bool:
@@ -249,33 +281,16 @@ class Updater:
         if told in self._told:
             return
         self._told = [*self._told, told][-_MAX_TOLD:]
-        log.error("refused %s: %s; what runs stays", refusal.release_id or self._repository.url, refusal)
+        log.error("refused %s: %s", refusal.release_id or self._repository.url, refusal)
         self._refused(*told)
 
-    def _say(self, about: str, level: int, text: str) -> None:
-        """Logs a change of state once, however often it is found."""
-        if text != self._said.get(about):
+    def _say(self, about: str, level: int, text: str) -> bool:
+        """Logs a change of state once, however often it is found; True when it is news."""
+        new = text != self._said.get(about)
+        if new:
             self._said[about] = text
             log.log(level, "%s", text)
-
-
-def misfit(passport: Passport, release_id: str, target: str) -> str:
-    """Why a passport does not fit a release and a machine; empty when it fits."""
-    if passport.release_id != release_id:
-        return f"it belongs to release {passport.release_id}"
-    if passport.target != target:
-        return f"its engine is for {passport.target}, this robot runs {target}"
-    if passport.preprocessing != PREPROCESSING:
-        return f"its network wants frames as {passport.preprocessing}, this robot makes {PREPROCESSING}"
-    for described, name, limit in (
-        (passport.engine, engine_name(target), MAX_ENGINE_BYTES),
-        (passport.golden, GOLDEN_FILE, MAX_GOLDEN_BYTES),
-    ):
-        if described.path != file_path(release_id, target, name):
-            return f"{described.path} is not {file_path(release_id, target, name)}"
-        if described.bytes > limit:
-            return f"{described.path} has {described.bytes} bytes, {limit} are allowed"
-    return ""
+        return new
 
 
 def _decode(raw: bytes, into: Type[T], path: str) -> T:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from serving.contracts.releases import Channel, Passport, file_path
 from serving.errors import OperatorError
+from serving.fit import misfit
 from serving.slots import Candidate, Slots
-from serving.updater import misfit
 from tests.conftest import wait_for
 from tests.test_link_parts import (
     TARGET,

@@ -94,7 +94,7 @@ def test_another_key_is_refused(lab: Lab) -> None:
 
 def test_a_key_without_the_right_to_release_is_refused(lab: Lab) -> None:
     """The timestamp key, stolen, cannot sign a release."""
-    thief = Keys({**lab.keys._signers, "releases": lab.keys.signer("timestamp")})
+    thief = Keys({**lab.keys._signers, "releases": lab.keys.signers("timestamp")})
     stolen = Repository(lab.folder / "repository", thief, deepcopy(lab.repository._state))
     stolen.publish(files_of(1), [channel_of(1, 1)])
     assert not lab.updater.check()
@@ -107,7 +107,7 @@ def test_expired_metadata_is_refused_and_the_clock_named(lab: Lab) -> None:
     is followed again."""
     lab.publish(1, 1)
     yesterday = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=2)
-    lab.repository._commit(None, now=yesterday)
+    lab.repository._commit(None, when=yesterday)
     for _ in range(2):
         assert not lab.updater.check()
     ((_, _, reason),) = lab.refusals

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pipelines.params import GateParams
 from pipelines.release import gates
 from pipelines.release.build import Golden, build_ort_fp32, builder_of
+from pipelines.release.journal import Attempt, State
 from pipelines.release.registry import Version, with_block
 from pipelines.release.service import Step, decide
 from serving.contracts.releases import Channel, Measured, release_id
@@ -103,9 +104,9 @@ def test_malformed_golden_frames_are_rejected(tmp_path: Path) -> None:
 
 
 def test_a_target_without_builder_names_those_there_are() -> None:
-    """The operator learns what can be built here."""
-    with pytest.raises(OperatorError, match=r"jetson-nano-trt8\.2-fp16.*available: cpu-ort-fp32"):
-        builder_of("jetson-nano-trt8.2-fp16")
+    """The operator learns where the targets are listed."""
+    with pytest.raises(OperatorError, match="release targets"):
+        builder_of("toaster-trt8.2-fp16")
 
 
 def version(number: str = "2", **tags: str) -> Version:
@@ -121,33 +122,67 @@ def running(number: str, targets: tuple[str, ...] = (TARGET,)) -> Channel:
     )
 
 
+def attempt(state: str, limits: str = "now", change: int = 1) -> Attempt:
+    return Attempt(
+        id=1,
+        channel="champion",
+        version="2",
+        release_id="",
+        onnx_sha256="",
+        targets=[],
+        limits=limits,
+        change_id=change,
+        state=State(state),
+        reason="",
+        gates=[],
+        overrides=[],
+        sequence=None,
+        told=True,
+        begun_at="",
+        changed_at="",
+    )
+
+
+DONE = version(release_status="released")
+REFUSED = version(release_status="refused")
+
+
 @pytest.mark.parametrize(
-    ("version", "channel", "published", "asked_anew", "step"),
+    ("version", "channel", "published", "last", "step"),
     [
-        (version(), None, [], False, Step.BUILD),
-        (version(release_status="pending"), running("1"), [], False, Step.BUILD),
-        (version(release_status="released"), running("2"), [TARGET], False, Step.NOTHING),
-        (version(release_status="rolled-back"), running("2"), [TARGET], False, Step.NOTHING),
-        (version(release_status="pending"), running("2"), [TARGET], False, Step.FINISH),
-        (version(), running("2"), [TARGET], False, Step.FINISH),
-        (version(release_status="released"), running("3"), [TARGET], False, Step.POINT),
-        (version(release_status="released"), None, [TARGET], False, Step.POINT),
-        (version(release_status="released"), running("2", ()), [TARGET], False, Step.POINT),
-        (version(release_status="refused", release_limits="now"), running("1"), [], False, Step.NOTHING),
-        (version(release_status="refused", release_limits="before"), running("1"), [], False, Step.BUILD),
-        (version(release_status="refused", release_limits="now"), running("1"), [], True, Step.BUILD),
+        (version(), None, [], None, Step.BEGIN),
+        (version(), running("1"), [], None, Step.BEGIN),
+        *[
+            (version(release_status="pending"), running("1"), [], attempt(state), Step.RESUME)
+            for state in ("pending", "gated", "compiled", "verified", "signed")
+        ],
+        (DONE, running("2"), [TARGET], attempt("released"), Step.NOTHING),
+        (DONE, running("2"), [TARGET], None, Step.NOTHING),
+        (version(release_status="rolled-back"), running("2"), [TARGET], attempt("released"), Step.NOTHING),
+        (version(), running("2"), [TARGET], attempt("released"), Step.TELL),
+        (version(release_status="pending"), running("2"), [TARGET], None, Step.TELL),
+        (DONE, running("3"), [TARGET], attempt("released", change=0), Step.BEGIN),
+        (DONE, None, [TARGET], attempt("released"), Step.BEGIN),
+        (DONE, running("2", ()), [TARGET], None, Step.BEGIN),
+        (REFUSED, running("1"), [], attempt("refused"), Step.NOTHING),
+        (REFUSED, running("1"), [], attempt("refused", limits="before"), Step.BEGIN),
+        (REFUSED, running("1"), [], attempt("refused", change=0), Step.BEGIN),
+        (version(), running("1"), [], attempt("refused"), Step.BEGIN),
+        (version(release_status="superseded"), running("1"), [], attempt("superseded"), Step.BEGIN),
+        (DONE, running("1"), [TARGET], attempt("withdrawn"), Step.NOTHING),
+        (DONE, running("1"), [TARGET], attempt("withdrawn", change=0), Step.BEGIN),
     ],
 )
 def test_each_situation_has_one_step(
-    version: Version, channel: Channel | None, published: list[str], asked_anew: bool, step: Step
+    version: Version, channel: Channel | None, published: list[str], last: Attempt | None, step: Step
 ) -> None:
-    """Wherever the service was stopped, what is wanted and what is published tell what is missing."""
-    assert decide(version, channel, published, [TARGET], "now", asked_anew) is step
+    """Wherever the service was stopped, what is wanted, published and noted tell what is missing."""
+    assert decide(version, channel, published, [TARGET], last, "now", 1) is step
 
 
 def test_a_new_target_is_built_for_a_running_release() -> None:
     """A release that lacks a target the service is to serve is built for it."""
-    assert decide(version(), running("2"), [TARGET], [TARGET, "other"], "now", False) is Step.BUILD
+    assert decide(DONE, running("2"), [TARGET], [TARGET, "other"], attempt("released"), "now", 1) is Step.BEGIN
 
 
 @given(human=st.text(max_size=80), first=st.text(max_size=40), second=st.text(max_size=40))

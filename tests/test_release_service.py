@@ -1,174 +1,19 @@
 """The release service as people run it: a process between a real MLflow server, a real broker and robots."""
 
-import contextlib
-import json
-import os
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-import uuid
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import paho.mqtt.subscribe
-import pytest
-from mlflow import MlflowClient
-from tuf.ngclient import Updater
 
-from pipelines.cli import main
-from pipelines.release import webhook
-from pipelines.release.keys import Keys
-from pipelines.release.repository import Repository
 from serving.contracts.releases import Channel, Passport, Wakeup
+from tests import release_lab
 from tests.conftest import ROOT, Address, answers, end, free_port, start, wait_for
-from tests.simulators.promotions import register
+from tests.release_lab import NEVER_S, PARAMS, TARGET, Lab
 
-TARGET = "cpu-ort-fp32"
-NOBODY = "http://127.0.0.1:9/nobody"
-NEVER_S = 3600.0  # so long a poll never comes in a test: what happens came by webhook
-
-PARAMS = """
-gates:
-  min_balanced_accuracy: {accuracy}
-  min_blocked_recall: 0.85
-  max_parity_error: 0.01
-  max_latency_ms:
-    cpu-ort-fp32: 2000
-"""
-
-# `jetloop release serve`, killed before the n-th file is renamed into place, counting from the first publication.
-KILLED_AT = """
-import os, signal, sys
-kill_at, real, seen = int(os.environ["KILL_AT"]), os.replace, []
-def replace(source, target):
-    if "/targets/" in str(target) or seen:
-        if len(seen) == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        seen.append(target)
-    real(source, target)
-os.replace = replace
-from pipelines.cli import main
-main()
-"""
-
-
-class Lab:
-    """One release folder, one registered model of its own, one service at a time."""
-
-    def __init__(self, uri: str, folder: Path) -> None:
-        self.uri = uri
-        self.folder = folder
-        self.release = folder / "release"
-        self.model = f"release-test-{uuid.uuid4().hex[:8]}"
-        self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        self.params = folder / "params.yaml"
-        self.params.write_text(PARAMS.format(accuracy=0.8))
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.log = folder / "service.log"
-        self.process: subprocess.Popen[bytes] | None = None
-        self._seed = 0
-        keys = Keys.generate()
-        keys.save(self.release / "keys")
-        Repository.create(self.release, keys)
-
-    def command(self, *options: str) -> list[str]:
-        return [
-            *("release", "serve", "--folder", str(self.release), "--tracking-uri", self.uri, "--model", self.model),
-            *("--params", str(self.params), "--port", str(self.port), *options),
-        ]
-
-    def serve(
-        self,
-        *options: str,
-        poll_s: float = 0.2,
-        program: tuple[str, ...] = ("-m", "pipelines.cli"),
-        environment: dict[str, str] | None = None,
-    ) -> None:
-        command = [sys.executable, *program, *self.command("--poll-s", str(poll_s), *options)]
-        self.process = start(command, self.log, cwd=ROOT, env=os.environ | (environment or {}))
-
-    def ready(self) -> None:
-        wait_for(lambda: answers(f"{self.url}/healthz"), timeout_s=60, what=f"the service ({self.said()})")
-
-    def edit_params(self, text: str) -> None:
-        """In one step: the service reads the file when it likes."""
-        draft = self.params.with_suffix(".draft")
-        draft.write_text(text)
-        draft.replace(self.params)
-
-    def said(self) -> str:
-        return self.log.read_text() if self.log.exists() else ""
-
-    def stop(self) -> None:
-        if self.process:
-            end(self.process)
-            self.process = None
-
-    def version(self, **kwargs: Any) -> str:
-        self._seed += 1
-        return register(self.uri, self.model, self.folder, seed=self._seed, **kwargs)
-
-    def promote(self, version: str, alias: str = "champion") -> None:
-        self.client.set_registered_model_alias(self.model, alias, version)
-
-    def tags(self, version: str) -> dict[str, str]:
-        return dict(self.client.get_model_version(self.model, version).tags)
-
-    def wait_for_status(self, version: str, status: str) -> None:
-        wait_for(
-            lambda: self.tags(version).get("release.status") == status, timeout_s=60, what=f"{status} ({self.said()})"
-        )
-
-    def channel(self, name: str = "champion") -> Channel | None:
-        return Repository.open(self.release, Keys({})).channel(name)
-
-    def get(self, path: str) -> Any:
-        with urllib.request.urlopen(self.url + path, timeout=10) as answer:
-            return json.loads(answer.read())
-
-    def pull(self, path: str) -> bytes:
-        """As a robot does, through the service's HTTP."""
-        client = self.folder / "client"
-        client.mkdir(exist_ok=True)
-        root = (self.release / "metadata" / "root.json").read_bytes()
-        updater = Updater(str(client), f"{self.url}/metadata/", str(client), f"{self.url}/targets/", bootstrap=root)
-        found = updater.get_targetinfo(path)
-        assert found, path
-        return Path(updater.download_target(found)).read_bytes()
-
-
-@pytest.fixture
-def lab(mlflow_server: str, tmp_path: Path) -> Iterator[Lab]:
-    lab = Lab(mlflow_server, tmp_path)
-    yield lab
-    lab.stop()
-    for hook in lab.client.list_webhooks():
-        if hook.url.startswith((lab.url, NOBODY)):
-            lab.client.delete_webhook(hook.webhook_id)
-
-
-Jetloop = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def jetloop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Jetloop:
-    """The program `jetloop` in this process: arguments -> exit code, standard output, standard error."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["jetloop", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, said.out, said.err
-
-    return run
+lab = release_lab.lab  # a fixture
 
 
 def test_an_alias_becomes_a_release_a_refusal_and_a_way_back(lab: Lab, mosquitto: Address) -> None:
@@ -226,7 +71,7 @@ def test_an_alias_becomes_a_release_a_refusal_and_a_way_back(lab: Lab, mosquitto
     assert back
     assert (back.model_version, back.release_id, back.passports) == (first, channel.release_id, channel.passports)
     assert lab.tags(third)["release.status"] == "released"
-    assert lab.said().count("built for") == 2
+    assert lab.said().count("compiled for") == 2
 
     wait_for(lambda: len(lab.get("/api/releases")) == 4, what="the history")
     listed = [(one["version"], one["status"], one["sequence"], one["current"]) for one in lab.get("/api/releases")]
@@ -288,152 +133,6 @@ def test_what_a_run_lacks_or_hides_is_refused(lab: Lab) -> None:
     assert "register it with `dvc repro`" in lab.tags(by_hand)["release.reason"]
     assert lab.channel() is None
     assert "Traceback" not in lab.said()
-
-
-def post(url: str, headers: dict[str, str], body: bytes) -> int:
-    request = urllib.request.Request(url, body, headers)
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as problem:
-        return problem.code
-
-
-def test_only_mlflows_signature_wakes_the_service(lab: Lab) -> None:
-    """Wrong secret, altered body, old timestamp, no headers: 401, a line, no look at MLflow. The right one releases."""
-    lab.client.create_registered_model(lab.model)
-    lab.serve("--webhook-url", NOBODY, poll_s=NEVER_S)  # MLflow's own calls go nowhere
-    lab.ready()
-    wait_for(lambda: "has this alias" in lab.said(), what=f"the first look ({lab.said()})")
-    version = lab.version()
-    lab.promote(version)
-    secret = (lab.release / "webhook.secret").read_text()
-    url = f"{lab.url}/webhooks/mlflow"
-    body = json.dumps({"entity": "model_version_alias", "action": "created", "data": {"name": lab.model}}).encode()
-
-    def headers(secret: str, body: bytes, age_s: int = 0) -> dict[str, str]:
-        stamp = str(int(time.time()) - age_s)
-        return {
-            webhook.SIGNATURE_HEADER: webhook.sign(secret, "d1", stamp, body),
-            webhook.DELIVERY_ID_HEADER: "d1",
-            webhook.TIMESTAMP_HEADER: stamp,
-        }
-
-    for bad in (
-        headers("another secret", body),
-        headers(secret, body + b" "),
-        headers(secret, body, age_s=301),
-        headers(secret, body, age_s=-301),
-        headers(secret, body) | {webhook.DELIVERY_ID_HEADER: "d2"},
-        headers(secret, body) | {webhook.TIMESTAMP_HEADER: "soon"},
-        headers(secret, body) | {webhook.SIGNATURE_HEADER: "v1,ü"},
-        {},
-    ):
-        assert post(url, bad, body) == 401
-    assert lab.said().count("webhook from 127.0.0.1 refused") == 8
-    assert post(url, headers(secret, b"x" * 70000), b"x" * 70000) == 401
-    other = json.dumps({"entity": "model_version_alias", "data": {"name": "another-model"}}).encode()
-    assert post(url, headers(secret, other), other) == 204
-    assert lab.tags(version).get("release.status") is None
-    assert lab.channel() is None
-    assert post(url, headers(secret, body), body) == 204
-    lab.wait_for_status(version, "released")
-    assert oct((lab.release / "webhook.secret").stat().st_mode)[-3:] == "600"
-
-
-def test_static_files_have_ranges_and_no_keys(lab: Lab) -> None:
-    """Robots resume downloads; caches keep signed files but not the timestamp; nothing outside the two folders."""
-    lab.serve("--no-webhook")
-    lab.ready()
-    request = urllib.request.Request(f"{lab.url}/metadata/1.root.json", headers={"Range": "bytes=0-9"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        assert (answer.status, len(answer.read())) == (206, 10)
-        assert "immutable" in answer.headers["Cache-Control"]
-    with urllib.request.urlopen(f"{lab.url}/metadata/timestamp.json", timeout=10) as answer:
-        assert answer.headers["Cache-Control"] == "no-cache"
-    for path in ("/keys/online/timestamp.pem", "/metadata/../keys/online/timestamp.pem", "/targets/%2e%2e/lock"):
-        with pytest.raises(urllib.error.HTTPError, match="404"):
-            urllib.request.urlopen(lab.url + path, timeout=10)
-
-
-def test_killed_while_publishing_it_finishes_once(lab: Lab, jetloop: Jetloop) -> None:
-    """kill -9 before the timestamp, then before the history: each restart goes on, and all is signed once."""
-    version = lab.version()
-    lab.promote(version)
-    for kill_at, published in ((6, False), (7, True)):
-        lab.serve("--no-webhook", program=("-c", KILLED_AT), environment={"KILL_AT": str(kill_at)})
-        process = lab.process
-        assert process
-        wait_for(lambda process=process: process.poll() is not None, timeout_s=60, what=f"the kill ({lab.said()})")
-        assert process.returncode == -9
-        assert lab.tags(version)["release.status"] == "pending"
-        assert (lab.channel() is not None) == published
-
-    lab.serve("--no-webhook")
-    lab.wait_for_status(version, "released")
-    channel = lab.channel()
-    assert channel
-    assert (channel.sequence, channel.model_version) == (1, version)
-    lab.pull(channel.passports[TARGET])
-    assert [entry["sequence"] for entry in lab.get("/api/releases")] == [1]
-    assert lab.said().count("is published") == 1  # by the one killed last
-    assert not list(lab.release.rglob(".writing-*"))
-    code, shown, _ = jetloop("release", "status", "--folder", str(lab.release))
-    assert code == 0
-    assert "running" in shown
-    process = lab.process
-    assert process
-    process.terminate()
-    assert process.wait(timeout=30) == 0
-
-
-def test_two_services_do_not_share_a_folder(lab: Lab, jetloop: Jetloop) -> None:
-    """The second one ends with a line that names the first."""
-    lab.serve("--no-webhook")
-    lab.ready()
-    code, _, said = jetloop(*lab.command("--no-webhook"), "--port", str(free_port()))
-    assert code == 1
-    assert f"already served by process {lab.process and lab.process.pid}" in said
-
-
-def test_mistakes_end_in_one_line(jetloop: Jetloop, tmp_path: Path) -> None:
-    """Folder not made, port taken, unknown target, broker address, params: each one line that says what to do."""
-    release = tmp_path / "release"
-    code, printed, _ = jetloop("release", "init", "--folder", str(release))
-    assert code == 0
-    assert "root.json" in printed
-    assert "keys/offline" in printed
-    code, _, said = jetloop("release", "init", "--folder", str(release))
-    assert (code, "nothing is overwritten" in said) == (1, True)
-    params = tmp_path / "params.yaml"
-    params.write_text(PARAMS.format(accuracy=0.8).replace("cpu-ort-fp32", "cpu-ort-int8"))
-    good = tmp_path / "good.yaml"
-    good.write_text(PARAMS.format(accuracy=0.8))
-    serve = ["release", "serve", "--params", str(good), "--folder", str(release), "--port", str(free_port())]
-    with taken_port() as port:
-        cases = [
-            ([*serve, "--folder", str(tmp_path / "none")], "jetloop release init"),
-            ([*serve, "--port", str(port)], "choose another --port"),
-            ([*serve, "--target", "jetson-nano-trt8.2-fp16"], "available: cpu-ort-fp32"),
-            ([*serve, "--mqtt", "broker"], "wanted host:port"),
-            ([*serve, "--params", str(params)], "no limit for the target cpu-ort-fp32"),
-            ([*serve, "--params", str(tmp_path / "none.yaml")], "none.yaml"),
-            ([*serve, "--channel", "champion,../x"], "letters, digits"),
-        ]
-        for arguments, wanted in cases:
-            code, _, said = jetloop(*arguments)
-            assert code == 1, arguments
-            assert wanted in said
-            assert len(said.strip().splitlines()) == 1, said
-    assert "nothing is released yet" in jetloop("release", "status", "--folder", str(release))[1]
-
-
-@contextlib.contextmanager
-def taken_port() -> Iterator[int]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        yield int(listener.getsockname()[1])
 
 
 def test_mlflow_and_the_broker_may_come_late_and_go(tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
-"""From a promoted version to the files of a release: fetch, check digests, gates, build, gates again, passports.
+"""What the steps from a promoted version to a release are made of: judge, fetch, compile, judge the engines, passports.
 
-Nothing here publishes or tags: the outcome is a `Candidate` to publish, or `Refused` with the reason.
+Nothing here publishes, tags or moves on: service.py does that, with what comes from here. A version that does not pass
+raises `Refused` with the reason.
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,14 +16,21 @@ import msgspec
 
 from pipelines.params import GateParams
 from pipelines.release import gates
-from pipelines.release.build import Built, Golden, builder_of
+from pipelines.release.build import builder_of
+from pipelines.release.builds import Builds
+from pipelines.release.built import Golden
+from pipelines.release.comparison import Champion, champion_gates
+from pipelines.release.memory import peak_memory_mb
+from pipelines.release.promise import promised
 from pipelines.release.registry import INT8_ARTIFACT, Registry, Version
+from pipelines.release.staging import Staged, Staging
 from serving.contracts.releases import (
     EngineFile,
     ExportReport,
     GateResult,
     GoldenFrames,
     Lineage,
+    Override,
     Passport,
     Target,
     engine_name,
@@ -45,15 +53,7 @@ class Refused(RejectedError):
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """What passed every gate and may be published."""
-
-    files: dict[str, bytes]  # target path -> content
-    gates: list[GateResult]
-
-
-@dataclass(frozen=True)
-class _Material:
+class Material:
     """What a run exported, checked against the digests in the version's tags."""
 
     onnx: bytes
@@ -62,72 +62,125 @@ class _Material:
     golden: Golden
     report: ExportReport
 
+    def onnx_for(self, target: str) -> bytes:
+        """The file that a target's engine is compiled from.
 
-def prepare(
-    registry: Registry, version: Version, targets: Sequence[str], limits: GateParams, approved_at: str, now: str
-) -> Candidate:
-    """Judges a version and builds its engines.
+        Raises:
+            RejectedError: it is for int8, and the run has no such file.
+        """
+        if Target.parse(target).precision != "int8":
+            return self.onnx
+        if self.int8 is None:
+            raise RejectedError(
+                f"its run holds no {INT8_ARTIFACT}, which {target} needs: run `dvc repro` with export.int8"
+            )
+        return self.int8
 
-    Args:
-        targets: what to build for; each has a builder here.
-        approved_at: when the alias was seen on the version, RFC 3339 UTC.
-        now: RFC 3339 UTC.
+
+@dataclass(frozen=True)
+class Judged:
+    """A version that passed: what its passports say of that."""
+
+    gates: Sequence[GateResult]
+    overrides: Sequence[Override]
+    limits: GateParams
+    approved_at: str  # RFC 3339, UTC: when the alias was seen on it
+    metrics: Mapping[str, float] = field(default_factory=dict)  # of its run: what the passport promises comes from them
+
+
+def judge(
+    metrics: Mapping[str, float], version: Version, champion: Champion | None, limits: GateParams
+) -> list[GateResult]:
+    """All gates that need no engine. Blocked recall against the champion comes first: it says most."""
+    return [
+        *champion_gates(metrics, champion, limits),
+        *gates.accuracy_gates(metrics, limits),
+        *gates.driving_gates(metrics, limits),
+        *gates.origin_gates(version.tags, limits),
+    ]
+
+
+def fetch(registry: Registry, version: Version) -> Material:
+    """What the version's run exported.
 
     Raises:
-        Refused: a gate fails, or what the version's run holds is missing, altered or malformed.
-        OperatorError: MLflow cannot be asked, the disk is full, there is no builder.
+        RejectedError: it is missing, altered or malformed.
+        OperatorError: MLflow cannot be asked, or the disk is full.
     """
-    try:
-        metrics = registry.metrics(version)
-        judged = gates.accuracy_gates(metrics, limits) + gates.driving_gates(metrics, limits)
-        if gates.failures(judged):
-            raise Refused(gates.failures(judged), judged)  # before anything is fetched or built
-        with TemporaryDirectory(prefix="jetloop-release-") as folder:
-            material = _fetch(registry, version, Path(folder))
-        built = {}
-        for target in targets:
-            built[target] = builder_of(target)(_onnx_for(target, material), material.golden)
-            log.info("version %s: built for %s", version.number, target)
-            judged += gates.engine_gates(built[target].measured, target, limits)
-        if gates.failures(judged):
-            raise Refused(gates.failures(judged), judged)
-        files: dict[str, bytes] = {}
-        for target, one in built.items():
-            files |= _files(registry.model, version, target, one, material, judged, limits, approved_at, now)
-        return Candidate(files, judged)
-    except Refused:
-        raise
-    except RejectedError as problem:
-        raise Refused(str(problem)) from None
-
-
-def _onnx_for(target: str, material: _Material) -> bytes:
-    if Target.parse(target).precision != "int8":
-        return material.onnx
-    if material.int8 is None:
-        raise RejectedError(f"its run holds no {INT8_ARTIFACT}, which {target} needs: run `dvc repro` with export.int8")
-    return material.int8
-
-
-def _fetch(registry: Registry, version: Version, folder: Path) -> _Material:
     if not version.release_id:
         raise RejectedError("it has no tag lineage.onnx_sha256: register it with `dvc repro`, not by hand")
-    fetched = registry.download(version, folder)
-    onnx, golden_npz = fetched["export/model.onnx"].read_bytes(), fetched["export/golden.npz"].read_bytes()
-    int8 = fetched[INT8_ARTIFACT].read_bytes() if INT8_ARTIFACT in fetched else None
-    digested = [("onnx", onnx), ("golden", golden_npz)] + ([("int8", int8)] if int8 is not None else [])
-    for name, content in digested:
-        if _sha256(content) != version.tags.get(f"lineage.{name}_sha256"):
-            raise RejectedError(
-                f"the {name} file of its run is not the one that was registered (sha256 {_sha256(content)[:12]}…, "
-                f"tag lineage.{name}_sha256 {version.tags.get(f'lineage.{name}_sha256', 'missing')[:12]}…): "
-                "register it again with `dvc repro`"
-            )
-    report = _report(fetched["export/export.json"].read_bytes())
-    golden = Golden.read(fetched["export/golden.npz"])
-    if (report.onnx_sha256, report.golden_sha256) != (_sha256(onnx), _sha256(golden_npz)):
+    with TemporaryDirectory(prefix="jetloop-release-") as folder:
+        fetched = registry.download(version, Path(folder))
+        onnx, golden_npz = fetched["export/model.onnx"].read_bytes(), fetched["export/golden.npz"].read_bytes()
+        int8 = fetched[INT8_ARTIFACT].read_bytes() if INT8_ARTIFACT in fetched else None
+        digested = [("onnx", onnx), ("golden", golden_npz)] + ([("int8", int8)] if int8 is not None else [])
+        for name, content in digested:
+            _check_digest(version, name, content)
+        report = _report(fetched["export/export.json"].read_bytes())
+        golden = Golden.read(fetched["export/golden.npz"])
+    if (report.onnx_sha256, report.golden_sha256) != (sha256(onnx), sha256(golden_npz)):
         raise RejectedError("export.json describes other files than its run holds: run `dvc repro` again")
-    return _Material(onnx, int8, golden_npz, golden, report)
+    return Material(onnx, int8, golden_npz, golden, report)
+
+
+def compiled(
+    target: str, material: Material, staging: Staging, limits: GateParams, builds: Builds | None = None
+) -> Staged:
+    """The engine of a target with its report: the one in staging, or one that is compiled and staged now.
+
+    Args:
+        builds: what robots built and handed in.
+
+    Raises:
+        WaitingForBuild: a robot has to build it, and none has yet.
+        RejectedError: it cannot be compiled, or does not run.
+        OperatorError: there is no builder, or the database cannot be written.
+        OSError: the disk is full.
+    """
+    onnx = material.onnx_for(target)
+    source = (sha256(onnx), sha256(material.golden_npz), target)
+    staged = staging.find(*source)
+    wants_memory = target in limits.max_memory_mb
+    if staged and not (wants_memory and staged.memory_mb is None):
+        return staged
+    if staged:
+        built = staged.built
+    else:
+        built = builder_of(target, builds)(onnx, material.golden)
+        log.info("%s: compiled for %s", source[0][:12], target)
+    memory_mb = peak_memory_mb(built.engine, target) if wants_memory else None
+    return staging.keep(*source, built, memory_mb)
+
+
+def judge_engines(engines: Mapping[str, Staged], limits: GateParams) -> list[GateResult]:
+    """The gates on what was measured with the engines."""
+    found = []
+    for target, one in engines.items():
+        found += gates.engine_gates(one.built.measured, target, limits, len(one.built.engine), one.memory_mb)
+    return found
+
+
+def release_files(
+    model: str, version: Version, engines: Mapping[str, Staged], material: Material, judged: Judged
+) -> dict[str, bytes]:
+    """Engine, golden frames and passport of each target; for the same engines always the same bytes.
+
+    Raises:
+        RejectedError: a tag lineage.* is missing or malformed.
+    """
+    files: dict[str, bytes] = {}
+    for target, one in engines.items():
+        files |= _files(model, version, target, one, material, judged)
+    return files
+
+
+def _check_digest(version: Version, name: str, content: bytes) -> None:
+    tag = f"lineage.{name}_sha256"
+    if sha256(content) != version.tags.get(tag):
+        raise RejectedError(
+            f"the {name} file of its run is not the one that was registered (sha256 {sha256(content)[:12]}…, "
+            f"tag {tag} {version.tags.get(tag, 'missing')[:12]}…): register it again with `dvc repro`"
+        )
 
 
 def _report(content: bytes) -> ExportReport:
@@ -143,42 +196,42 @@ def _report(content: bytes) -> ExportReport:
 
 
 def _files(
-    model: str,
-    version: Version,
-    target: str,
-    built: Built,
-    material: _Material,
-    judged: Sequence[GateResult],
-    limits: GateParams,
-    approved_at: str,
-    now: str,
+    model: str, version: Version, target: str, staged: Staged, material: Material, judged: Judged
 ) -> dict[str, bytes]:
     """Engine, golden frames and passport of one target."""
     engine_path = file_path(version.release_id, target, engine_name(target))
     golden_path = file_path(version.release_id, target, "golden.npz")
+
+    def concerns(gate: str) -> bool:
+        return "." not in gate or gate.endswith(f".{target}")
+
+    engine = staged.built.engine
     passport = Passport(
         release_id=version.release_id,
         target=target,
         preprocessing=material.report.preprocessing,
-        engine=EngineFile(path=engine_path, sha256=_sha256(built.engine), bytes=len(built.engine)),
+        engine=EngineFile(path=engine_path, sha256=sha256(engine), bytes=len(engine)),
         golden=GoldenFrames(
             path=golden_path,
-            sha256=_sha256(material.golden_npz),
+            sha256=sha256(material.golden_npz),
             bytes=len(material.golden_npz),
             count=len(material.golden.frames),
-            tolerance=gates.max_parity_error(target, limits),
+            tolerance=gates.max_parity_error(target, judged.limits),
         ),
         decision=material.report.decision,
-        measured=built.measured,
-        gates=[gate for gate in judged if "." not in gate.name or gate.name.endswith(f".{target}")],
+        measured=staged.built.measured,
+        gates=[gate for gate in judged.gates if concerns(gate.name)],
         lineage=lineage(model, version),
         approver=version.user or UNKNOWN_APPROVER,
-        approved_at=approved_at,
-        built_at=now,
+        approved_at=judged.approved_at,
+        built_at=staged.built_at,
+        engine_key=staged.built.key,
+        overrides=[one for one in judged.overrides if concerns(one.gate)] or msgspec.UNSET,
+        expected=promised(judged.metrics, staged.built.measured),
     )
     passport_json = msgspec.json.format(msgspec.json.encode(passport), indent=1)
     return {
-        engine_path: built.engine,
+        engine_path: engine,
         golden_path: material.golden_npz,
         file_path(version.release_id, target, "passport.json"): passport_json,
     }
@@ -210,5 +263,5 @@ def lineage(model: str, version: Version) -> Lineage:
         raise RejectedError(f"its tags lineage.* are malformed ({problem}): register it with `dvc repro`") from None
 
 
-def _sha256(content: bytes) -> str:
+def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from pipelines.release import cli_keys, cli_override, cli_rollout, export, targets
 from serving.command_line import log_to_stderr
 from serving.contracts.releases import CHANNELS, MODEL_NAME
 from serving.errors import OperatorError
+from telemetry.mqtt_options import parse_broker, tls_options
 
 FOLDER = click.option(
     "--folder",
@@ -25,38 +27,21 @@ def group() -> None:
 
     \b
     jetloop release init     once: keys and an empty repository
+    jetloop release keys     which keys count: rotate, revoke, renew
+    jetloop release export   a signed copy on a stick, for robots without a network
     jetloop release serve    the service that releases what people promote
-    jetloop release status   what is released, what was refused and why
+    jetloop release status   what is released, what was refused and why, how far a rollout has come
+    jetloop release pause | resume | promote | withdraw   a person's word on a rollout
     """
 
 
-@group.command()
-@FOLDER
-def init(folder: Path) -> None:
-    """Makes the signing keys and an empty signed repository in FOLDER. Overwrites nothing.
-
-    \b
-    FOLDER/metadata/root.json   copy it to every robot: it is what they trust
-    FOLDER/keys/offline         root and targets: keep them elsewhere, needed about once a year
-    FOLDER/keys/online          releases, snapshot, timestamp: the service signs with them
-    """
-    from pipelines.release.keys import Keys
-    from pipelines.release.repository import Repository
-
-    if (folder / "metadata").exists() or (folder / "keys").exists():
-        raise OperatorError(
-            f"{folder} holds keys or a repository already: nothing is overwritten, choose another --folder"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        keys = Keys.generate()
-        keys.save(folder / "keys")
-        Repository.create(folder, keys)
-    except OSError as problem:
-        raise OperatorError(f"{folder} cannot be written ({problem.strerror}): choose another --folder") from None
-    click.echo(f"made    {folder}/metadata   an empty repository")
-    click.echo(f"robots  copy {folder}/metadata/root.json to each: it is what they trust")
-    click.echo(f"safe    move {folder}/keys/offline to a place that is not on this machine, and keep a second copy")
+group.add_command(cli_keys.init)
+group.add_command(cli_keys.group)
+for _command in (cli_rollout.pause, cli_rollout.resume, cli_rollout.promote, cli_rollout.withdraw):
+    group.add_command(_command)
+group.add_command(export.export)
+group.add_command(cli_override.command)
+group.add_command(targets.command)
 
 
 @group.command()
@@ -87,7 +72,16 @@ def init(folder: Path) -> None:
 )
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(1, 65535), default=8400, show_default=True)
-@click.option("--mqtt", default="none", show_default=True, help="host:port of the broker that wakes robots, or none.")
+@click.option(
+    "--mqtt", default="none", show_default=True, help="Broker that wakes robots, host:port or mqtts://host:port."
+)
+@tls_options
+@click.option(
+    "--store",
+    default=None,
+    help="Event store of the collector, such as sqlite:///build/events.db: a release reaches the robots step by step "
+    "(block `rollout`) while they do well. Without it: all robots at once.",
+)
 @click.option(
     "--poll-s", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="Looks at least this often."
 )
@@ -95,6 +89,8 @@ def init(folder: Path) -> None:
 @click.option(
     "--webhook-url", default=None, help="How MLflow reaches this service.  [default: http://HOST:PORT/webhooks/mlflow]"
 )
+@click.option("--publish", default="", help="s3://bucket/prefix: publish there too; robots pull from its address.")
+@click.option("--publish-endpoint", default="", help="URL of another S3 than Amazon's.")
 def serve(
     folder: Path,
     tracking_uri: str,
@@ -105,9 +101,15 @@ def serve(
     host: str,
     port: int,
     mqtt: str,
+    ca: str,
+    certificate: str,
+    key: str,
+    store: str | None,
     poll_s: float,
     webhook: bool,
     webhook_url: str | None,
+    publish: str,
+    publish_endpoint: str,
 ) -> None:
     """Runs the release service until it is stopped: releases each version that people set an alias on.
 
@@ -132,9 +134,12 @@ def serve(
                 params=params,
                 targets=_split(targets),
                 channels=_split(channels),
-                mqtt=mqtt,
+                mqtt=None if mqtt == "none" else parse_broker(mqtt, ca, certificate, key),
+                store=store,
                 poll_s=poll_s,
                 webhook_url=(webhook_url or f"http://{host}:{port}/webhooks/mlflow") if webhook else None,
+                publish=publish,
+                publish_endpoint=publish_endpoint,
             ),
             listener,
         )
@@ -147,13 +152,16 @@ def status(folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pipelines.release.history import History, listing
+    from pipelines.release.database import Database
+    from pipelines.release.journal import Journal
     from pipelines.release.keys import Keys
+    from pipelines.release.listing import listing
     from pipelines.release.repository import Repository
 
     repository = Repository.open(folder, Keys({}))
     table = Table("channel", "sequence", "version", "status", "release", "when", "why")
-    for entry in listing(History(folder / "history.json"), repository):
+    database = Database.open_to_read(folder)
+    for entry in listing(Journal(database), repository) if database else ():
         table.add_row(
             entry["channel"],
             str(entry["sequence"] or "-"),
@@ -165,6 +173,8 @@ def status(folder: Path) -> None:
         )
     console = Console()
     console.print(table if table.row_count else "nothing is released yet: set the alias champion in MLflow")
+    for line in cli_rollout.status_lines(folder, repository):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     for role, end in repository.expires().items():
         console.print(f"{role:<10} signed until {end:%Y-%m-%d %H:%M} UTC")
 

@@ -24,7 +24,8 @@ def write(path: Path, content: bytes, mode: int = 0o644) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, mode)
+        with contextlib.suppress(PermissionError):  # a stick with FAT knows no modes
+            os.chmod(temporary, mode)
         os.replace(temporary, path)
     except OSError:
         with contextlib.suppress(FileNotFoundError):

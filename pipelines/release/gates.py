@@ -3,18 +3,27 @@
 A gate that has no number to look at, or one that is not finite or cannot be, fails.
 """
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
+
+import msgspec
 
 from pipelines.params import GateParams
 from pipelines.quantize import MAX_LOGIT_ERROR
-from serving.contracts.releases import GateResult, Measured, Target
+from serving.contracts.releases import GateResult, Measured, Override, Target
 
 ACCURACY_METRIC = "test/balanced_accuracy"
 RECALL_METRIC = "test/blocked_recall"
 COLLISIONS_METRIC = "simulate/collisions_per_100m_high"  # upper end: what it could be, after so short a drive
 DISTANCE_METRIC = "simulate/distance_m_per_min"
 INT8_TARGETS_TAG = "int8.targets"
+CHECKS_TAGS = ("validate.passed", "validate.errors", "validate.warnings")  # set by `register`
+MB = 1e6
+# An engine that answers otherwise than the network that was judged is another network: nobody can decide that away. The
+# same holds for files that are not the registered ones, which is no gate at all.
+NEVER_OVERRIDDEN = ("parity.",)
 
 
 def accuracy_gates(metrics: Mapping[str, float], limits: GateParams) -> list[GateResult]:
@@ -65,17 +74,72 @@ def _not_simulated(metric: str) -> str:
     return f"the run has no metric {metric}: run `dvc repro simulate`"
 
 
-def engine_gates(measured: Measured, target: str, limits: GateParams) -> list[GateResult]:
+def origin_gates(tags: Mapping[str, str], limits: GateParams) -> list[GateResult]:
+    """Judges what the version's tags say of its data and its code; nothing where params.yaml does not ask.
+
+    Args:
+        tags: of the model version, as `register` sets them.
+        limits: the block `gates` of params.yaml.
+    """
+    found = []
+    if limits.require_data_checks:
+        found.append(_data_checks(tags))
+    if limits.require_lineage:
+        lacks = "; ".join(_lineage_lacks(tags))
+        commit = tags.get("lineage.git_commit", "")[:12]
+        found.append(GateResult(name="lineage", passed=not lacks, detail=lacks or f"commit {commit}, data by DVC"))
+    return found
+
+
+def _data_checks(tags: Mapping[str, str]) -> GateResult:
+    passed, errors, warnings = (tags.get(tag, "") for tag in CHECKS_TAGS)
+    if not (passed and errors.isdigit()):
+        why = "nothing is known of the checks of its data: run `dvc repro`, whose last stage sets validate.passed"
+        return GateResult(name="data_checks", passed=False, detail=why)
+    good = passed == "true" and errors == "0"
+    detail = f"{errors} errors, {warnings or '?'} warnings in the stage validate"
+    return GateResult(name="data_checks", passed=good, value=float(errors), limit=0.0, detail=detail)
+
+
+def _lineage_lacks(tags: Mapping[str, str]) -> list[str]:
+    lacks = []
+    if not re.fullmatch("[0-9a-f]{40}([0-9a-f]{24})?", tags.get("lineage.git_commit", "")):
+        lacks.append("it was trained outside of a git commit")
+    elif tags.get("lineage.git_dirty") != "false":
+        lacks.append("it was trained with changes that are in no commit: commit them and run `dvc repro`")
+    try:
+        data = json.loads(tags.get("lineage.data", "{}"))
+    except ValueError:
+        data = {}
+    if not (isinstance(data, dict) and data and all(isinstance(hashed, str) and hashed for hashed in data.values())):
+        lacks.append("its data has no DVC hash: train with `dvc repro`")
+    return lacks
+
+
+def engine_gates(
+    measured: Measured, target: str, limits: GateParams, engine_bytes: int = 0, memory_mb: float | None = None
+) -> list[GateResult]:
     """Judges what the builder measured with the engine of one target.
 
     Args:
         measured: parity in logits over the golden frames, latency in ms.
         limits: must hold `max_latency_ms` of this target.
+        engine_bytes: size of the engine's file.
+        memory_mb: peak of a process that runs it; None where it was not measured.
     """
-    return [
+    found = [
         at_most(f"parity.{target}", measured.parity_max_abs, max_parity_error(target, limits), "of a logit"),
         at_most(f"latency.{target}", measured.latency_p99_ms, limits.max_latency_ms.get(target), "ms, p99"),
     ]
+    if (most_mb := limits.max_engine_mb.get(target)) is not None:
+        found.append(at_most(f"size.{target}", engine_bytes / MB, most_mb, "MB"))
+    if (most_mb := limits.max_memory_mb.get(target)) is not None:
+        if memory_mb is not None:
+            found.append(at_most(f"memory.{target}", memory_mb, most_mb, "MB at the peak"))
+        else:
+            why = "it was not measured: leave the limit out for this target"
+            found.append(GateResult(name=f"memory.{target}", passed=False, limit=most_mb, detail=why))
+    return found
 
 
 def max_parity_error(target: str, limits: GateParams) -> float:
@@ -121,32 +185,44 @@ def at_most(name: str, value: float, limit: float | None, what: str) -> GateResu
     return GateResult(name=name, passed=passed, value=value, limit=limit, detail=detail)
 
 
-def as_tags(gates: Sequence[GateResult]) -> dict[str, str]:
+def overridable(gate: str) -> bool:
+    """Whether a person may decide to release although this gate fails."""
+    return not gate.startswith(NEVER_OVERRIDDEN)
+
+
+def used(gates: Sequence[GateResult], overrides: Sequence[Override]) -> list[Override]:
+    """Those of the overrides without which a gate would refuse."""
+    failed = {gate.name for gate in gates if not gate.passed}
+    return [one for one in overrides if one.gate in failed and overridable(one.gate)]
+
+
+def as_tags(gates: Sequence[GateResult], overrides: Sequence[Override] = ()) -> dict[str, str]:
     """Tags of the model version, such as `gate.blocked_recall` = `pass 0.93 ≥ 0.85`."""
-    return {f"gate.{gate.name}": f"{'pass' if gate.passed else 'fail'} {gate.detail}" for gate in gates}
+    decided = {one.gate: one for one in used(gates, overrides)}
+    tags = {}
+    for gate in gates:
+        by = decided.get(gate.name)
+        result = "pass" if gate.passed else f"overridden by {by.by} ({by.reason}):" if by else "fail"
+        tags[f"gate.{gate.name}"] = f"{result} {gate.detail}"
+    return tags
 
 
-def failures(gates: Sequence[GateResult]) -> str:
-    """The gates that failed, in one line; empty when all passed."""
-    return "; ".join(f"{gate.name}: {gate.detail}" for gate in gates if not gate.passed)
+def failures(gates: Sequence[GateResult], overrides: Sequence[Override] = ()) -> str:
+    """The gates that failed and that nobody overrode, in one line; empty when there is none."""
+    decided = {one.gate for one in used(gates, overrides)}
+    return "; ".join(f"{gate.name}: {gate.detail}" for gate in gates if not gate.passed and gate.name not in decided)
 
 
-def as_text(limits: GateParams, targets: Sequence[str]) -> str:
-    """The limits in force for some targets, in one line that is the same for the same limits.
+def as_text(limits: GateParams, targets: Collection[str], overrides: Sequence[Override] = ()) -> str:
+    """The limits in force for some targets, and what people decided, as text that is the same for the same.
 
-    A version remembers under which limits it was refused, so that changing them has it looked at again.
+    An attempt remembers under which it was refused, so that changing them has the version looked at again.
     """
-    latencies = [f"max_latency_ms.{target}={limits.max_latency_ms.get(target)}" for target in sorted(targets)]
-    return " ".join(
-        [
-            f"min_balanced_accuracy={limits.min_balanced_accuracy}",
-            f"min_blocked_recall={limits.min_blocked_recall}",
-            f"max_parity_error={limits.max_parity_error}",
-            f"max_collisions_per_100m={limits.max_collisions_per_100m}",
-            f"min_distance_m_per_min={limits.min_distance_m_per_min}",
-            *latencies,
-        ]
-    )
+    values = msgspec.to_builtins(limits)
+    for name, value in values.items():
+        if isinstance(value, dict):
+            values[name] = {target: value[target] for target in sorted(value) if target in targets}
+    return json.dumps({**values, "overrides": sorted(one.signature for one in overrides)}, sort_keys=True)
 
 
 def _number(value: float) -> str:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -33,14 +34,19 @@ class Version:
 
     @property
     def status(self) -> str:
-        """pending, refused, released, rolled-back; empty when the service never saw it or a person took it away."""
+        """As journal.State, or rolled-back; empty when the service never saw it or a person took it away."""
         return self.tags.get("release.status", "")
 
     @property
     def release_id(self) -> str:
         """The name that its release has or will have; empty when the version has no digest."""
+        return releases.release_id(self.number, self.onnx_sha256) if self.onnx_sha256 else ""
+
+    @property
+    def onnx_sha256(self) -> str:
+        """Digest of its ONNX file; empty when it has no such tag."""
         sha256 = self.tags.get("lineage.onnx_sha256", "")
-        return releases.release_id(self.number, sha256) if re.fullmatch("[0-9a-f]{64}", sha256) else ""
+        return sha256 if re.fullmatch("[0-9a-f]{64}", sha256) else ""
 
 
 class Registry:
@@ -65,13 +71,21 @@ class Registry:
                 if re.search(r"Registered model .*not found", str(problem), re.IGNORECASE):
                     return None
                 raise
-        tags = dict(found.tags)
-        return Version(
-            number=str(found.version),
-            run_id=tags.get("lineage.run_id") or found.run_id or "",
-            tags=tags,
-            user=found.user_id or "",
-        )
+        return _version(found)
+
+    def version(self, number: str) -> Version | None:
+        """A version by its number; None when it was deleted.
+
+        Raises:
+            OperatorError: MLflow cannot be asked.
+        """
+        with self._asking():
+            try:
+                return _version(self.client.get_model_version(self.model, number))
+            except MlflowException as problem:
+                if problem.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    return None
+                raise
 
     def metrics(self, version: Version) -> dict[str, float]:
         """Metrics of the version's run.
@@ -140,6 +154,16 @@ class Registry:
             raise OperatorError(
                 f"the files of a version cannot be fetched ({problem}): free space in /tmp"
             ) from problem
+
+
+def _version(found: Any) -> Version:
+    tags = dict(found.tags)
+    return Version(
+        number=str(found.version),
+        run_id=tags.get("lineage.run_id") or found.run_id or "",
+        tags=tags,
+        user=found.user_id or "",
+    )
 
 
 def _cause(problem: Exception) -> str:

@@ -15,106 +15,85 @@ import datetime
 import hashlib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import (  # type: ignore[attr-defined]  # exported without __all__
-    DelegatedRole,
-    Delegations,
-    Metadata,
-    MetaFile,
-    Root,
-    Snapshot,
-    TargetFile,
-    Targets,
-    Timestamp,
-)
-from tuf.api.serialization import DeserializationError
-from tuf.api.serialization.json import JSONSerializer
+from tuf.api.metadata import DelegatedRole, Metadata, Root, TargetFile, Targets  # type: ignore[attr-defined]
 
-from pipelines.release import durable
-from pipelines.release.keys import Keys
+from pipelines.release import durable, repository_state
+from pipelines.release.keys import ONLINE, Keys
+from pipelines.release.repository_state import DELEGATED_PATHS, LIFETIME, State, encode, meta, now
 from serving.contracts.releases import Channel, Passport, channel_path
 from serving.errors import OperatorError
 
-DELEGATED_PATHS = ["channels/*", "releases/*/*/*"]  # TUF's * does not match a slash
-LIFETIME = {
-    "root": datetime.timedelta(days=365),
-    "targets": datetime.timedelta(days=365),
-    "releases": datetime.timedelta(days=30),
-    "snapshot": datetime.timedelta(days=7),
-    "timestamp": datetime.timedelta(days=1),
-}
-_RENEWED_HERE = ("releases", "snapshot", "timestamp")
 
+class Mirror(Protocol):
+    """Where else the repository is published, such as a bucket (publish_s3.py)."""
 
-@dataclass(frozen=True)
-class _State:
-    """One consistent set of metadata: what timestamp.json leads to."""
+    def bring(self, folder: Path, state: State) -> None:
+        """Brings the copy to the state of the folder; quick when it is there.
 
-    root: Metadata[Root]
-    targets: Metadata[Targets]
-    releases: Metadata[Targets]
-    snapshot: Metadata[Snapshot]
-    timestamp: Metadata[Timestamp]
+        Raises:
+            OperatorError: it cannot be reached; the next call goes on.
+        """
 
 
 class Repository:
     """A repository open for publishing. One writer at a time (the service holds a lock); readers in any thread."""
 
-    def __init__(self, folder: Path, keys: Keys, state: _State) -> None:
+    def __init__(self, folder: Path, keys: Keys, state: State, mirror: Mirror | None = None) -> None:
         self._folder = folder
         self._keys = keys
         self._state = state  # replaced as a whole, after timestamp.json
+        self._mirror = mirror
 
     @classmethod
-    def create(cls, folder: Path, keys: Keys) -> "Repository":
-        """Makes an empty repository in `folder`, signed with all five keys.
+    def create(cls, folder: Path, keys: Keys, thresholds: dict[str, int] | None = None) -> "Repository":
+        """Makes an empty repository in `folder`, signed with the keys of all five roles.
+
+        Args:
+            thresholds: role -> how many of its keys must sign; 1 where nothing is said.
 
         Raises:
             OperatorError: there is a repository already, or a key is missing.
+            ValueError: a threshold is above the number of keys.
         """
         if (folder / "metadata").exists():
             raise OperatorError(f"{folder} holds a repository already: it is not overwritten, choose another folder")
+        state = repository_state.created(keys, thresholds or {})
         (folder / "targets").mkdir(parents=True, exist_ok=True)
-        now = _now()
-        root = Metadata(Root(expires=now + LIFETIME["root"], consistent_snapshot=True))
-        for role in ("root", "targets", "snapshot", "timestamp"):
-            root.signed.add_key(keys.signer(role).public_key, role)
-        root.sign(keys.signer("root"))
-        targets = Metadata(Targets(expires=now + LIFETIME["targets"], delegations=_delegation(keys)))
-        targets.sign(keys.signer("targets"))
-        releases = Metadata(Targets(expires=now))
-        snapshot = Metadata(Snapshot(expires=now, meta={"targets.json": _meta(1, _encode(targets))}))
-        timestamp = Metadata(Timestamp(expires=now))
-        timestamp.signed.version = 0  # the first commit makes it 1
-        repository = cls(folder, keys, _State(root, targets, releases, snapshot, timestamp))
-        repository._write("1.root.json", _encode(root))
-        repository._write("1.targets.json", _encode(targets))
-        repository._commit(deepcopy(releases))
-        repository._write("root.json", _encode(root))
+        repository = cls(folder, keys, state)
+        repository._write("1.root.json", encode(state.root))
+        repository._write("1.targets.json", encode(state.targets))
+        repository._commit(deepcopy(state.releases))
+        repository._write("root.json", encode(state.root))
         return repository
 
     @classmethod
-    def open(cls, folder: Path, keys: Keys) -> "Repository":
+    def open(cls, folder: Path, keys: Keys, mirror: Mirror | None = None) -> "Repository":
         """Opens what `create` made, checking every signature, so that nothing altered is ever signed again.
+
+        Args:
+            mirror: where each publication is brought too, before `publish` returns.
 
         Raises:
             OperatorError: there is no repository, it was altered or damaged, or the keys are not the ones it trusts.
         """
-        if not (folder / "metadata" / "timestamp.json").exists():
-            raise OperatorError(f"{folder} holds no release repository: make one with `jetloop release init`")
-        try:
-            state = _load(folder / "metadata")
-        except (OSError, RepositoryError, DeserializationError, ValueError) as problem:
-            raise OperatorError(
-                f"{folder}/metadata is damaged or altered ({problem}): restore it from a copy"
-            ) from None
-        _check_keys(state, keys)
-        return cls(folder, keys, state)
+        state = repository_state.load(folder)
+        return cls(folder, repository_state.trusted(state, keys), state, mirror)
+
+    @property
+    def state(self) -> State:
+        """The metadata as it is published."""
+        return self._state
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self._folder
 
     # What is published
 
@@ -167,7 +146,7 @@ class Repository:
 
     def expires(self) -> dict[str, datetime.datetime]:
         """When the metadata of each role ends (UTC)."""
-        return {role: getattr(self._state, role).signed.expires for role in LIFETIME}
+        return self._state.expires()
 
     @property
     def _files(self) -> dict[str, TargetFile]:
@@ -199,22 +178,60 @@ class Repository:
                 raise ValueError(f"{channel.channel}: sequence {channel.sequence} is not above {before.sequence}")
             self._add(releases.signed, channel_path(channel.channel), msgspec.json.encode(channel))
         self._commit(releases)
+        self.bring()
 
-    def renew(self, now: datetime.datetime | None = None) -> list[str]:
-        """Signs anew the online roles that have used over half of their time.
+    def renew(self, when: datetime.datetime | None = None) -> list[str]:
+        """Signs anew the online roles that have used over half of their time, and brings the mirror up to date.
 
         Returns:
-            The roles whose half was over; empty when nothing was written.
+            The roles whose half was over; empty when nothing was signed.
 
         Raises:
             OSError: the disk is full or the folder not writable.
+            OperatorError: the mirror cannot be reached.
         """
-        now = now or _now()
-        due = [role for role in _RENEWED_HERE if self.expires()[role] - now < LIFETIME[role] / 2]
+        self.bring()  # what a killed service published here alone comes first
+        when = when or now()
+        due = [role for role in ONLINE if self.expires()[role] - when < LIFETIME[role] / 2]
         if due:
             releases = deepcopy(self._state.releases) if "releases" in due else None
-            self._commit(releases, with_snapshot="snapshot" in due, now=now)
+            self._commit(releases, with_snapshot="snapshot" in due, when=when)
+            self.bring()
         return due
+
+    def bring(self) -> None:
+        """Brings the mirror, if there is one, to what is published here.
+
+        Raises:
+            OperatorError: it cannot be reached, or somebody else publishes there.
+        """
+        if self._mirror:
+            self._mirror.bring(self._folder, self._state)
+
+    def replace_keys(
+        self, root: Metadata[Root] | None, targets: Metadata[Targets] | None, keys: Keys, before: Keys
+    ) -> None:
+        """Publishes other root or targets metadata, and all online roles signed anew (repository_keys.py makes it).
+
+        Until the new root is there robots go by the old one. So all that they verify with root itself is signed by
+        the keys of both, and it does not matter when a robot looks or where this is killed.
+
+        Args:
+            root: signed already; None keeps it.
+            targets: signed already; None keeps it.
+            keys: the online keys from now on.
+            before: the online keys until now, as far as they are here.
+        """
+        self._keys = before | keys
+        if targets is not None:
+            self._write(f"{targets.signed.version}.targets.json", encode(targets))
+        releases = deepcopy(self._state.releases)
+        self._commit(releases, targets=targets)
+        if root is not None:
+            self._write(f"{root.signed.version}.root.json", encode(root))
+            self._write("root.json", encode(root))
+            self._state = replace(self._state, root=root)
+        self._keys = keys
 
     def sweep(self) -> None:
         """Removes the parts of files that a killed service left. Only for the process that holds the lock."""
@@ -232,82 +249,39 @@ class Repository:
         self,
         releases: Metadata[Targets] | None,
         with_snapshot: bool = False,
-        now: datetime.datetime | None = None,
+        when: datetime.datetime | None = None,
+        targets: Metadata[Targets] | None = None,
     ) -> None:
         """Signs and writes what changed, in the order releases, snapshot, timestamp; the last makes it visible."""
-        now = now or _now()
+        when = when or now()
         state = self._state
         snapshot, timestamp = deepcopy(state.snapshot), deepcopy(state.timestamp)
+        if targets is not None:
+            snapshot.signed.meta["targets.json"] = meta(targets.signed.version, encode(targets))
         if releases is not None:
-            data = self._sign_and_write("releases", releases, now)
-            snapshot.signed.meta["releases.json"] = _meta(releases.signed.version, data)
+            data = self._sign_and_write("releases", releases, when)
+            snapshot.signed.meta["releases.json"] = meta(releases.signed.version, data)
         if releases is not None or with_snapshot:
-            data = self._sign_and_write("snapshot", snapshot, now)
-            timestamp.signed.snapshot_meta = _meta(snapshot.signed.version, data)
+            data = self._sign_and_write("snapshot", snapshot, when)
+            timestamp.signed.snapshot_meta = meta(snapshot.signed.version, data)
         timestamp.signed.version += 1
-        timestamp.signed.expires = now + LIFETIME["timestamp"]
-        timestamp.sign(self._keys.signer("timestamp"))
-        self._write("timestamp.json", _encode(timestamp))
-        self._state = _State(state.root, state.targets, releases or state.releases, snapshot, timestamp)
+        timestamp.signed.expires = when + LIFETIME["timestamp"]
+        repository_state.sign(timestamp, self._keys.signers("timestamp"))
+        self._write("timestamp.json", encode(timestamp))
+        self._state = State(state.root, targets or state.targets, releases or state.releases, snapshot, timestamp)
 
-    def _sign_and_write(self, role: str, metadata: Metadata[Any], now: datetime.datetime) -> bytes:
-        metadata.signed.version = self._next_version(role)
-        metadata.signed.expires = now + LIFETIME[role]
-        metadata.sign(self._keys.signer(role))
-        data = _encode(metadata)
+    def _sign_and_write(self, role: str, metadata: Metadata[Any], when: datetime.datetime) -> bytes:
+        metadata.signed.version = self.next_version(role)
+        metadata.signed.expires = when + LIFETIME[role]
+        repository_state.sign(metadata, self._keys.signers(role))
+        data = encode(metadata)
         self._write(f"{metadata.signed.version}.{role}.json", data)
         return data
 
-    def _next_version(self, role: str) -> int:
+    def next_version(self, role: str) -> int:
         """One above every version ever written, also by a publication that was killed: no number is signed twice."""
         files = (self._folder / "metadata").glob(f"*.{role}.json")
         return max((int(file.name.split(".")[0]) for file in files if file.name.split(".")[0].isdigit()), default=0) + 1
 
     def _write(self, name: str, data: bytes) -> None:
         durable.write(self._folder / "metadata" / name, data)
-
-
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
-
-
-def _encode(metadata: Metadata[Any]) -> bytes:
-    return metadata.to_bytes(JSONSerializer(compact=False))
-
-
-def _meta(version: int, data: bytes) -> MetaFile:
-    return MetaFile.from_data(version, data, ["sha256"])
-
-
-def _delegation(keys: Keys) -> Delegations:
-    key = keys.signer("releases").public_key
-    role = DelegatedRole("releases", [key.keyid], threshold=1, terminating=True, paths=list(DELEGATED_PATHS))
-    return Delegations(keys={key.keyid: key}, roles={"releases": role})
-
-
-def _load(metadata: Path) -> _State:
-    """Follows timestamp.json down as a robot does, except that what has expired is read: the service renews it."""
-    newest = max(int(file.name.split(".")[0]) for file in metadata.glob("[0-9]*.root.json"))
-    root = Metadata[Root].from_file(str(metadata / f"{newest}.root.json"))
-    root.signed.verify_delegate("root", root.signed_bytes, root.signatures)
-    timestamp = Metadata[Timestamp].from_file(str(metadata / "timestamp.json"))
-    root.signed.verify_delegate("timestamp", timestamp.signed_bytes, timestamp.signatures)
-    snapshot = Metadata[Snapshot].from_bytes(_part(metadata, "snapshot", timestamp.signed.snapshot_meta))
-    root.signed.verify_delegate("snapshot", snapshot.signed_bytes, snapshot.signatures)
-    targets = Metadata[Targets].from_bytes(_part(metadata, "targets", snapshot.signed.meta["targets.json"]))
-    root.signed.verify_delegate("targets", targets.signed_bytes, targets.signatures)
-    releases = Metadata[Targets].from_bytes(_part(metadata, "releases", snapshot.signed.meta["releases.json"]))
-    targets.signed.verify_delegate("releases", releases.signed_bytes, releases.signatures)
-    return _State(root, targets, releases, snapshot, timestamp)
-
-
-def _part(metadata: Path, role: str, meta: MetaFile) -> bytes:
-    data = (metadata / f"{meta.version}.{role}.json").read_bytes()
-    meta.verify_length_and_hashes(data)
-    return data
-
-
-def _check_keys(state: _State, keys: Keys) -> None:
-    for role, delegator in (("releases", state.targets), ("snapshot", state.root), ("timestamp", state.root)):
-        if role in keys and keys.signer(role).public_key.keyid not in delegator.signed.get_delegated_role(role).keyids:
-            raise OperatorError(f"the key of `{role}` is not the one that this repository trusts: bring the right key")

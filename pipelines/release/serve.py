@@ -16,15 +16,25 @@ import uvicorn
 from pipelines.params import GateParams, block
 from pipelines.release import durable, webhook
 from pipelines.release.build import builder_of
-from pipelines.release.history import History, listing
+from pipelines.release.builds import Builds
+from pipelines.release.builds_web import build_routes
+from pipelines.release.database import Database
+from pipelines.release.journal import import_history
 from pipelines.release.keys import Keys
+from pipelines.release.listing import listing
+from pipelines.release.publish_s3 import Bucket
 from pipelines.release.repository import Repository
+from pipelines.release.rollout_reports import Reports
+from pipelines.release.rollout_rules import RolloutRules
+from pipelines.release.rollout_service import Rollouts
+from pipelines.release.rollout_table import RolloutTable
 from pipelines.release.runner import Runner
-from pipelines.release.service import Service, Wanted
+from pipelines.release.service import Records, Service, Wanted
 from pipelines.release.wakeup import Bell
 from pipelines.release.web import create_app
 from serving.contracts.names import NAME_PATTERN
 from serving.errors import OperatorError
+from telemetry.mqtt_options import Broker
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +57,12 @@ class Options:
     params: Path
     targets: list[str]
     channels: list[str]
-    mqtt: str  # host:port or none
+    mqtt: Broker | None  # that wakes robots
     poll_s: float
     webhook_url: str | None  # None: polling alone
+    store: str | None = None  # of the collector; None: releases go to all robots at once
+    publish: str = ""  # s3://bucket/prefix, in addition to the folder
+    publish_endpoint: str = ""  # of another S3 than Amazon's
 
 
 def run(options: Options, listener: socket.socket) -> None:
@@ -67,10 +80,11 @@ def run(options: Options, listener: socket.socket) -> None:
     for target in options.targets:
         builder_of(target)
     limits = Limits(options.params, options.targets)
-    bell = Bell.parse(options.mqtt)
+    bell = Bell(options.mqtt) if options.mqtt else None
+    bucket = Bucket(options.publish, options.publish_endpoint) if options.publish else None
     _check_folder(options.folder)
     with durable.locked(options.folder / "lock"):
-        repository = Repository.open(options.folder, Keys.load(options.folder / "keys"))
+        repository = Repository.open(options.folder, Keys.load(options.folder / "keys"), bucket)
         repository.sweep()
         _serve(options, listener, repository, limits, bell)
 
@@ -83,16 +97,40 @@ def _serve(
     from pipelines.release.registry import Registry  # imports mlflow, after its settings
 
     registry = Registry(options.tracking_uri, options.model)
-    history = History(options.folder / "history.json")
+    database = Database.open(options.folder)
+    import_history(database, options.folder / "history.json")
+    records = Records.of(options.folder, database)
+    records.staging.sweep()
     wanted = Wanted(options.channels, options.targets, limits)
-    service = Service(registry, repository, history, wanted, ring=bell.ring if bell else lambda channel: None)
+    builds = Builds(options.folder)
+    builds.sweep()
+    ring = bell.ring if bell else lambda channel: None
+    rollouts = Rollouts(
+        repository,
+        RolloutTable(options.folder),
+        RolloutRules(options.params),
+        Reports(options.store) if options.store else None,
+        ring,
+    )
+    service = Service(registry, repository, records, wanted, ring, builds, rollouts)
     secret = webhook.secret_in(options.folder / "webhook.secret") if options.webhook_url else None
     register: Callable[[], None] | None = None
     if options.webhook_url and secret:
         register = functools.partial(webhook.register, registry.client, options.webhook_url, secret)
     runner = Runner(service, repository, options.poll_s, register)
+
+    def told(delivery: webhook.Delivery) -> None:
+        records.aliases.hear(delivery.delivery_id, delivery.alias, delivery.version)
+        runner.wake()
+
     app = create_app(
-        options.folder, runner.wake, secret, options.model, lambda: listing(history, repository), runner.health
+        options.folder,
+        told,
+        secret,
+        options.model,
+        lambda: listing(records.journal, repository),
+        runner.health,
+        build_routes(builds, limits, runner.wake),
     )
     if bell:
         for channel in repository.channels():
@@ -106,6 +144,7 @@ def _serve(
         server.run(sockets=[listener])
     finally:
         runner.stop()
+        database.close()
         if bell:
             bell.stop()
 

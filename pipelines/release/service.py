@@ -1,23 +1,32 @@
 """Brings the signed repository to what the aliases in MLflow ask for, and tells MLflow what became of it.
 
-Level-triggered: each `reconcile` compares what is wanted with what is published and takes the step that is missing,
-so it does not matter how it was woken, or where the service was killed before. The order within a step makes that
-so: publish first, then history and tags, `release.status` last.
+Level-triggered: each `reconcile` compares what is wanted with what is published and begins, resumes or ends an attempt,
+so it does not matter how it was woken. An attempt moves through the states of journal.py, and every move is on the disk
+before the next step (steps.py) begins: a service that was killed goes on from there.
 """
 
-import datetime
 import enum
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 from pipelines.params import GateParams
-from pipelines.release import gates
-from pipelines.release.candidate import Candidate, Refused, prepare
-from pipelines.release.history import Entry, History
+from pipelines.release import gates, telling
+from pipelines.release.aliases import Aliases
+from pipelines.release.builds import Builds
+from pipelines.release.candidate import Refused
+from pipelines.release.database import Database
+from pipelines.release.journal import UNDER_WAY, UNSIGNED, Attempt, Journal, State, Waiting
+from pipelines.release.overrides import Overrides
 from pipelines.release.registry import Registry, Version
 from pipelines.release.repository import Repository
-from serving.contracts.releases import Channel, GateResult
+from pipelines.release.rollout_service import Rollouts
+from pipelines.release.staging import Staging
+from pipelines.release.steps import Asked, Steps, passed, serves
+from serving.contracts.releases import Channel
+from serving.errors import RejectedError
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +35,9 @@ class Step(enum.Enum):
     """What a channel needs to be what its alias asks for."""
 
     NOTHING = "nothing"
-    FINISH = "finish"  # it is published; MLflow has not been told
-    POINT = "point"  # the release exists; the channel names another
-    BUILD = "build"
+    RESUME = "resume"  # an attempt is under way
+    TELL = "tell"  # it is published; MLflow does not say so
+    BEGIN = "begin"
 
 
 def decide(
@@ -36,8 +45,9 @@ def decide(
     channel: Channel | None,
     published: Sequence[str],
     targets: Sequence[str],
+    last: Attempt | None,
     limits: str,
-    asked_anew: bool,
+    change: int,
 ) -> Step:
     """The missing step of one channel.
 
@@ -46,16 +56,22 @@ def decide(
         channel: what the ring runs; None before its first release.
         published: targets that the version's release was built for.
         targets: targets to serve.
-        limits: the gates in force, as text.
-        asked_anew: the alias was seen on another version since this one was last judged.
+        last: the newest attempt to release this version there.
+        limits: gates and overrides in force, as text.
+        change: number of the alias's change that brought it to this version.
     """
-    if set(targets) <= set(published):
-        if channel and channel.release_id == version.release_id and set(published) <= set(channel.passports):
-            return Step.NOTHING if version.status in ("released", "rolled-back") else Step.FINISH
-        return Step.POINT
-    if version.status == "refused" and version.tags.get("release.limits") == limits and not asked_anew:
+    if last and last.state in UNDER_WAY:
+        return Step.RESUME
+    anew = last is None or last.change_id != change
+    withdrawn = channel is not None and version.release_id in channel.withdrawn
+    if (withdrawn or (last and last.state is State.WITHDRAWN)) and not anew:
         return Step.NOTHING
-    return Step.BUILD
+    wanted = {*targets, *published}
+    if channel and channel.release_id == version.release_id and wanted <= set(channel.passports):
+        return Step.NOTHING if version.status in telling.TOLD else Step.TELL
+    if last and last.state is State.REFUSED and last.limits == limits and version.status and not anew:
+        return Step.NOTHING
+    return Step.BEGIN
 
 
 @dataclass(frozen=True)
@@ -67,6 +83,19 @@ class Wanted:
     limits: Callable[[], GateParams]  # read anew each time: people edit params.yaml
 
 
+class Records(NamedTuple):
+    """What the service keeps in its folder beside the repository."""
+
+    journal: Journal
+    aliases: Aliases
+    staging: Staging
+    overrides: Overrides
+
+    @classmethod
+    def of(cls, folder: Path, database: Database) -> "Records":
+        return cls(Journal(database), Aliases(database), Staging(folder, database), Overrides(folder))
+
+
 class Service:
     """One reconciler of one folder; call it from one thread."""
 
@@ -74,16 +103,19 @@ class Service:
         self,
         registry: Registry,
         repository: Repository,
-        history: History,
+        records: Records,
         wanted: Wanted,
         ring: Callable[[Channel], None],
+        builds: Builds | None = None,
+        rollouts: Rollouts | None = None,
     ) -> None:
         self._registry = registry
         self._repository = repository
-        self._history = history
+        self._journal, self._aliases, self._overrides = records.journal, records.aliases, records.overrides
         self._wanted = wanted
-        self._ring = ring
-        self._judged: dict[str, str] = {}  # channel -> version last dealt with; empty: none had the alias
+        self._rollouts = rollouts
+        self._steps = Steps(registry, repository, records.journal, records.staging, ring, builds, rollouts)
+        self._said: dict[str, str] = {}  # channel -> what the log said last of waiting
 
     def reconcile(self) -> bool:
         """Looks at every channel once. With nothing to do that is one request each.
@@ -95,142 +127,127 @@ class Service:
             OperatorError: MLflow cannot be asked or told; the next call goes on where this one stopped.
             OSError: the disk is full or not writable; what is published still stands.
         """
+        rolled = [self._rollouts.advance(channel) for channel in self._wanted.channels] if self._rollouts else []
+        told = self._tell_ended()
         steps = [self._reconcile(channel) for channel in self._wanted.channels]
-        return any(steps)
+        return any([told, *rolled, *steps])
 
     def _reconcile(self, name: str) -> bool:
+        heard = self._aliases.heard_so_far()
         version = self._registry.promoted(name)
+        change = self._aliases.look(name, version.number if version else "", heard)
+        left = self._leave_others(name, version)
         if version is None:
-            if self._judged.get(name) != "":
-                log.info(
-                    "%s: no version of %s has this alias; waiting for a person to set it", name, self._registry.model
-                )
-            self._judged[name] = ""
-            return False
+            self._say(name, f"no version of {self._registry.model} has this alias; waiting for a person to set it")
+            return left
         channel = self._repository.channel(name)
+        left = self._note_withdrawn(channel) or left
+        self._tell_rollout(name, version)
         limits = self._wanted.limits()
-        published = self._repository.passports(version.release_id) if version.release_id else {}
-        asked_anew = self._judged.get(name, version.number) != version.number
+        overrides = self._overrides.of(self._registry.model, version.number, version.onnx_sha256)
         targets = gates.targets_for(self._wanted.targets, version.tags)
-        step = decide(version, channel, list(published), targets, self._text(limits), asked_anew)
-        if step is Step.BUILD:
+        text = gates.as_text(limits, targets, overrides)
+        last = self._leave_outdated(self._journal.last(name, version.number), text)
+        published = list(self._repository.passports(version.release_id)) if version.release_id else []
+        step = decide(version, channel, published, targets, last, text, change)
+        asked = Asked(version, limits, overrides)
+        if step is Step.BEGIN or (step is Step.TELL and not self._retell(name, version)):
             log.info("%s: version %s is promoted, judging it", name, version.number)
-            self._build(name, version, [t for t in targets if t not in published], limits)
-        elif step is Step.POINT:
-            self._publish(name, version, Candidate({}, []))
-        elif step is Step.FINISH and channel:
-            self._report_released(channel, version)
-        self._judged[name] = version.number
-        return step is not Step.NOTHING
+            self._said.pop(name, None)
+            ends = (version.number, version.release_id, version.onnx_sha256)
+            self._advance(self._journal.begin(name, *ends, targets, text, change), asked)
+        elif step is Step.RESUME and last:
+            self._advance(last, asked)
+        return step is not Step.NOTHING or left
 
-    def _build(self, name: str, version: Version, targets: Sequence[str], limits: GateParams) -> None:
-        seen_at = _now()
-        self._registry.tag(version, {"release.status": "pending"})
+    def _advance(self, attempt: Attempt, asked: Asked) -> None:
+        """Moves an attempt on until it is at its end, or has to wait."""
         try:
-            candidate = prepare(self._registry, version, targets, limits, approved_at=seen_at, now=_now())
-        except Refused as refusal:
-            self._refuse(name, version, refusal, limits)
-        else:
-            self._publish(name, version, candidate)
+            while attempt.state in UNDER_WAY:
+                attempt = self._steps.take(attempt, asked)
+        except Waiting as waiting:
+            if self._say(attempt.channel, f"version {attempt.version} {waiting}"):
+                telling.under_way(self._registry, asked.version, attempt.state, str(waiting))
+        except RejectedError as refusal:
+            log.warning("%s: version %s is refused: %s", attempt.channel, attempt.version, refusal)
+            judged = refusal.gates if isinstance(refusal, Refused) else []
+            used = gates.used(judged, asked.overrides)
+            self._journal.move(attempt, State.REFUSED, str(refusal), gates=judged, overrides=used)
+            self._tell_ended()
 
-    def _publish(self, name: str, version: Version, candidate: Candidate) -> None:
-        before = self._repository.channel(name)
-        new = {path.split("/")[2]: path for path in candidate.files if path.endswith("/passport.json")}
-        channel = Channel(
-            channel=name,
-            sequence=before.sequence + 1 if before else 1,
-            release_id=version.release_id,
-            model_version=version.number,
-            passports=self._repository.passports(version.release_id) | new,
-            issued_at=_now(),
-        )
-        self._repository.publish(candidate.files, [channel])
-        log.info("%s: %s is published (sequence %d)", name, channel.release_id, channel.sequence)
-        self._ring(channel)
-        self._report_released(channel, version)
+    # What is no longer asked for, and what MLflow was not told of
 
-    def _report_released(self, channel: Channel, version: Version) -> None:
-        judged = self._gates_of(channel)
-        self._history.add(
-            Entry(
-                issued_at=channel.issued_at,
-                channel=channel.channel,
-                version=version.number,
-                status="released",
-                release_id=channel.release_id,
-                sequence=channel.sequence,
-            )
-        )
-        self._registry.describe(version, _released_text(channel, judged))
-        self._registry.tag(
-            version,
-            {
-                **gates.as_tags(judged),
-                "release.id": channel.release_id,
-                "release.reason": None,
-                "release.limits": None,
-                "release.status": "released",
-            },
-        )
+    def _leave_others(self, name: str, version: Version | None) -> bool:
+        """Ends an attempt of another version, which a killed service or an outage left; published ones are finished."""
+        left = self._journal.under_way(name)
+        if left is None or (version and (left.version, left.release_id) == (version.number, version.release_id)):
+            return False
+        left = self._steps.adopt(left)
+        if left.state in UNSIGNED:
+            gone = f"went on to version {version.number}" if version else "was taken away"
+            self._journal.move(left, State.SUPERSEDED, f"the alias `{name}` {gone} before it was released")
+            self._tell_ended()
+            return True
+        found, running = self._registry.version(left.version), self._repository.channel(name)
+        if found and running and serves(running, left):
+            telling.released(self._registry, found, running, *passed(self._repository, running))
+        self._journal.move(left, State.RELEASED)
+        return True
 
-    def _refuse(self, name: str, version: Version, refusal: Refused, limits: GateParams) -> None:
-        log.warning("%s: version %s is refused: %s", name, version.number, refusal)
+    def _leave_outdated(self, last: Attempt | None, limits: str) -> Attempt | None:
+        """Ends an attempt that was begun under other gates and is not published: it begins anew."""
+        last = self._steps.adopt(last) if last else None
+        if last is None or last.state not in UNSIGNED or last.limits == limits:
+            return last
+        left = self._journal.move(last, State.SUPERSEDED, "the gates, the targets or a decision on them changed")
+        self._journal.told(left)  # what follows at once says more
+        return left
+
+    def _note_withdrawn(self, channel: Channel | None) -> bool:
+        """Takes down what the signed channel file says is withdrawn."""
+        found = [
+            attempt
+            for release_id in (channel.withdrawn if channel else [])
+            for attempt in self._journal.withdraw(release_id, self._why_withdrawn(channel, release_id))
+        ]
+        return bool(found) and self._tell_ended()
+
+    def _why_withdrawn(self, channel: Channel | None, release_id: str) -> str:
+        known = self._rollouts.why_withdrawn(channel.channel, release_id) if self._rollouts and channel else ""
+        return known or "no robot runs it any more"
+
+    def _tell_rollout(self, name: str, version: Version) -> None:
+        """How far the rollout of a version has come, as a tag."""
+        wanted = self._rollouts.tags(name, version.release_id) if self._rollouts else {}
+        if news := {tag: text for tag, text in wanted.items() if version.tags.get(tag) != text}:
+            self._registry.tag(version, news)
+
+    def _retell(self, name: str, version: Version) -> bool:
+        """Tells MLflow again of what a ring runs, as its tags do not say so; False where nobody released it here."""
         running = self._repository.channel(name)
-        self._history.add(
-            Entry(
-                issued_at=_now(),
-                channel=name,
-                version=version.number,
-                status="refused",
-                release_id=version.release_id,
-                reason=str(refusal),
-            )
-        )
-        advice = _advice(refusal)
-        self._registry.describe(version, _refused_text(name, running, refusal, advice))
-        self._registry.tag(
-            version,
-            {
-                **gates.as_tags(refusal.gates),
-                "release.reason": f"{refusal}. {advice}",
-                "release.limits": self._text(limits),
-                "release.status": "refused",
-            },
-        )
+        if running is None or self._journal.released(name, version.release_id) is None:
+            return False
+        telling.released(self._registry, version, running, *passed(self._repository, running))
+        return True
 
-    def _gates_of(self, channel: Channel) -> list[GateResult]:
-        """All gates that the engines of a channel passed, each once."""
-        passports = [self._repository.passport(path) for path in channel.passports.values()]
-        return list({gate.name: gate for passport in passports for gate in passport.gates}.values())
+    def _tell_ended(self) -> bool:
+        """Tells MLflow of all that was refused, superseded or withdrawn and that it does not know of."""
+        untold = self._journal.untold()
+        for attempt in untold:
+            version = self._registry.version(attempt.version)
+            if version is None:
+                log.warning(
+                    "version %s is gone from MLflow: nobody is told that it is %s", attempt.version, attempt.state
+                )
+            else:
+                telling.ended(self._registry, version, attempt, self._repository.channel(attempt.channel))
+            self._journal.told(attempt)
+        return bool(untold)
 
-    def _text(self, limits: GateParams) -> str:
-        return gates.as_text(limits, self._wanted.targets)
-
-
-def _advice(refusal: Refused) -> str:
-    if not refusal.gates:
-        return "Set the alias on the new version then."
-    return (
-        "Train a better model and set the alias on its version, or change `gates` in params.yaml; "
-        "to have this one judged again as it is, delete its tag release.status"
-    )
-
-
-def _released_text(channel: Channel, judged: Sequence[GateResult]) -> str:
-    lines = [
-        f"**Released** on `{channel.channel}` as `{channel.release_id}` (sequence {channel.sequence}, "
-        f"{channel.issued_at}), for {', '.join(sorted(channel.passports))}. Robots of that ring take it when they next "
-        f"look. To go back, set the alias `{channel.channel}` on an earlier version.",
-        "",
-        *(f"- {gate.name}: {gate.detail}" for gate in judged),
-    ]
-    return "\n".join(lines)
-
-
-def _refused_text(name: str, running: Channel | None, refusal: Refused, advice: str) -> str:
-    keep = f"keep `{running.release_id}`" if running else "have no model yet"
-    return f"**Refused** for `{name}` ({_now()}): {refusal}.\n\nThe robots {keep}. {advice}"
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    def _say(self, name: str, what: str) -> bool:
+        """Logs why a channel waits, once; whether it was new."""
+        new = self._said.get(name) != what
+        if new:
+            log.info("%s: %s", name, what)
+        self._said[name] = what
+        return new

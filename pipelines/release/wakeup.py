@@ -13,7 +13,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from serving.contracts.events import wakeup_topic
 from serving.contracts.releases import Channel, Wakeup
-from serving.errors import OperatorError
+from telemetry.mqtt_options import Broker
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +21,9 @@ log = logging.getLogger(__name__)
 class Bell:
     """Keeps the newest wake-up of each channel and sends it, now or when the broker can be reached."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self._broker = f"{host}:{port}"
+    def __init__(self, broker: Broker) -> None:
+        """Raises OperatorError: a file of certificate or key is not usable."""
+        self._broker = str(broker)
         self._newest: dict[str, Wakeup] = {}
         self._lock = threading.Lock()
         self._reported_down = False
@@ -31,21 +32,8 @@ class Bell:
         self._client.on_connect = self._connected
         self._client.on_disconnect = self._disconnected
         self._client.on_connect_fail = self._not_reached
-        self._client.connect_async(host, port, keepalive=30)
-
-    @classmethod
-    def parse(cls, address: str) -> "Bell | None":
-        """Reads `host:port` or `none`.
-
-        Raises:
-            OperatorError: it is neither.
-        """
-        if address == "none":
-            return None
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65536:
-            raise OperatorError(f"--mqtt {address}: wanted host:port of the broker, or none")
-        return cls(host, int(port))
+        broker.prepare(self._client)
+        self._client.connect_async(broker.host, broker.port, keepalive=30)
 
     def start(self) -> None:
         """Connects in a thread of its own; returns at once."""

@@ -6,7 +6,7 @@ Nothing here is trusted by robots but what is signed, so plain HTTP is enough fo
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from pipelines.release import webhook
+from pipelines.release import metrics, webhook
 from serving.errors import JetloopError, RejectedError
 
 log = logging.getLogger(__name__)
@@ -52,21 +52,23 @@ class SignedFiles(StaticFiles):
 
 def create_app(
     folder: Path,
-    wake: Callable[[], None],
+    told: Callable[[webhook.Delivery], None],
     secret: str | None,
     model: str,
     releases: Callable[[], Iterable[dict[str, Any]]],
     health: Callable[[], dict[str, Any]],
+    more: Sequence[BaseRoute] = (),
 ) -> Starlette:
     """The ASGI application.
 
     Args:
         folder: of the repository; its `metadata` and `targets` are served.
-        wake: called when MLflow says that an alias was set.
+        told: called in a thread when MLflow says that an alias was set.
         secret: shared with MLflow; None serves no webhook.
         model: registered model whose aliases count.
         releases: newest first, for `/api/releases`.
         health: for `/healthz`; `ok` decides the status code.
+        more: routes of other parts.
     """
 
     async def on_webhook(request: Request) -> Response:
@@ -77,8 +79,9 @@ def create_app(
         except RejectedError as problem:
             log.warning("webhook from %s refused: %s", request.client.host if request.client else "?", problem)
             return JSONResponse({"error": str(problem)}, status_code=401)
-        if webhook.names_model(body, model):
-            wake()
+        delivery = webhook.delivery_of(request.headers, body, model)
+        if delivery:
+            await run_in_threadpool(told, delivery)
         return Response(status_code=204)
 
     async def list_releases(_: Request) -> Response:
@@ -89,13 +92,19 @@ def create_app(
         state = health()
         return JSONResponse(state, status_code=200 if state["ok"] else 503)
 
+    async def show_metrics(_: Request) -> Response:
+        page = await run_in_threadpool(lambda: metrics.metrics(releases(), health()["ok"]))
+        return Response(page, headers={"Content-Type": metrics.CONTENT_TYPE})
+
     async def failed(_: Request, problem: Exception) -> Response:
         log.error("%s", problem)
         return JSONResponse({"error": str(problem)}, status_code=503)
 
     routes: list[BaseRoute] = [
+        *more,
         Route("/api/releases", list_releases),
         Route("/healthz", healthz),
+        Route("/metrics", show_metrics),
         Mount("/metadata", SignedFiles(directory=folder / "metadata")),
         Mount("/targets", SignedFiles(directory=folder / "targets")),
     ]

@@ -1,7 +1,7 @@
 """MLflow's webhook: registering it, and telling a real delivery from a forged one.
 
 MLflow signs `<delivery id>.<timestamp>.<body>` with HMAC-SHA256 (mlflow/webhooks/delivery.py). A delivery only ever
-makes the service look at the registry; what it says is not believed.
+makes the service look at the registry, which is asked what an alias is on; what it says is noted (aliases.py).
 """
 
 import base64
@@ -11,7 +11,7 @@ import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -28,9 +28,23 @@ EVENT: Final = "model_version_alias.created"
 MAX_AGE_S = 300
 
 
-class _Delivery(msgspec.Struct):
+class Delivery(NamedTuple):
+    """What a genuine delivery says that somebody did."""
+
+    delivery_id: str
+    alias: str
+    version: str
+
+
+class _Data(msgspec.Struct):
+    name: str
+    alias: str = ""
+    version: str = ""
+
+
+class _Body(msgspec.Struct):
     entity: str
-    data: dict[str, Any]
+    data: _Data
 
 
 def verify(secret: str, headers: Mapping[str, str], body: bytes, now_s: float) -> None:
@@ -93,10 +107,12 @@ def register(client: "MlflowClient", url: str, secret: str) -> None:
     client.create_webhook(name, url, [EVENT], description="jetloop: an alias releases a version", secret=secret)
 
 
-def names_model(body: bytes, model: str) -> bool:
-    """Whether a delivery is about an alias of `model`. False for anything else, malformed bodies too."""
+def delivery_of(headers: Mapping[str, str], body: bytes, model: str) -> Delivery | None:
+    """What a verified delivery says about an alias of `model`; None for anything else, malformed bodies too."""
     try:
-        delivery = msgspec.json.decode(body, type=_Delivery)
+        found = msgspec.json.decode(body, type=_Body)
     except msgspec.DecodeError:
-        return False
-    return delivery.entity == "model_version_alias" and delivery.data.get("name") == model
+        return None
+    if found.entity != "model_version_alias" or found.data.name != model:
+        return None
+    return Delivery(headers.get(DELIVERY_ID_HEADER, "")[:200], found.data.alias[:200], found.data.version[:200])

@@ -15,14 +15,15 @@ SITES = ("berlin", "lyon", "osaka")
 def synthetic(count: int, robots: int, days: int = 1, seed: int = 5) -> Iterator[Event]:
     """`count` events of `robots` robots at three sites, spread over `days` days from `DAY` on, the same each time.
 
-    Nine of ten are metrics, as a robot sends them; one of twenty-five begins an avoidance.
+    Nine of ten are metrics, as a robot sends them; one of fifty begins an avoidance.
     """
     chance = random.Random(seed)
     step = datetime.timedelta(days=days) / count
     for number in range(count):
         robot, time = number % robots, DAY + number * step
-        kind = ("avoidance.started" if number % 50 == 10 else "avoidance.ended") if number % 25 == 10 else "metrics"
-        kind = "collision" if number % 500 == 7 else kind
+        turn = number + number // robots  # so that it is not always the same robots
+        kind = ("avoidance.started" if turn % 50 == 10 else "avoidance.ended") if turn % 25 == 10 else "metrics"
+        kind = "collision" if turn % 500 == 7 else kind
         yield Event(
             id=_id(time, chance),
             source=f"/jetloop/{SITES[robot % 3]}/jetbot-{robot}",

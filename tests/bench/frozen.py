@@ -7,7 +7,7 @@ same images keeps them, in build/bench.
 import hashlib
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Sequence, Tuple
+from typing import Any, Sequence
 
 import numpy as np
 import torch
@@ -45,11 +45,11 @@ def settings_of(weights: Path, resolution: int, epochs: int, learning_rate: floa
     )
 
 
-def features_of(pixels: np.ndarray, settings: TrainSettings, cache: Path = CACHE) -> np.ndarray:
-    """(N, 224, 224, 3) uint8 to (N, 1, 2, F) float32, from the cache where it holds them."""
+def features_of(pixels: np.ndarray, settings: TrainSettings) -> np.ndarray:
+    """(N, 224, 224, 3) uint8 to (N, 1, 2, F) float32, from the folder CACHE where it holds them."""
     digest = hashlib.sha256(Path(settings.weights).read_bytes() + str(settings.resolution).encode())
     digest.update(np.ascontiguousarray(pixels))
-    kept = cache / f"features-{digest.hexdigest()[:16]}.npy"
+    kept = CACHE / f"features-{digest.hexdigest()[:16]}.npy"
     if kept.exists():
         return np.asarray(np.load(kept))
     network = _pretrained(settings)
@@ -57,7 +57,7 @@ def features_of(pixels: np.ndarray, settings: TrainSettings, cache: Path = CACHE
     replace_layer(network.backbone, name, nn.Identity())
     sides = [infer(network, pixels, "features", mirror) for mirror in (False, True)]
     found: np.ndarray = np.stack(sides, axis=1)[:, None]
-    cache.mkdir(parents=True, exist_ok=True)
+    CACHE.mkdir(parents=True, exist_ok=True)
     np.save(kept, found)
     return found
 
@@ -97,10 +97,3 @@ def _pretrained(settings: TrainSettings) -> Network:
     network = Network(settings.backbone, settings.resolution)
     load_weights(network, settings.weights)
     return network
-
-
-def both(
-    real: Tuple[Sequence[Row], np.ndarray], simulated: Tuple[Sequence[Row], np.ndarray]
-) -> Tuple[list[Row], np.ndarray]:
-    """Rows and pixels (or features) of the two kinds, one after the other."""
-    return [*real[0], *simulated[0]], np.concatenate([real[1], simulated[1]])
