@@ -1,8 +1,9 @@
 # The menu. `make` alone prints it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format services lock clean \
-    bench-train bench-robot bench-outage bench-scale bench-networks bench-simulator
+.PHONY: help setup demo test test-gpu check format services lock clean \
+    bench-train bench-ablation bench-robot bench-outage bench-scale bench-networks bench-simulator bench-console \
+    bench-looks-real bench-gate bench-telemetry bench-archive bench-store chaos-release chaos-telemetry
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
@@ -38,12 +39,15 @@ test: check  ## all checks and tests (a test whose server is missing says so; `m
 	@$(BIN)/pytest -q -n 2 --dist loadfile -m "not alone"
 	@$(BIN)/pytest -q -m alone
 
+test-gpu: setup  ## what needs a GPU and TensorRT, where there is one; docs/jetson.md says how on a Jetson
+	@$(BIN)/pytest -q -rs -s tests/gpu
+
 check: setup  ## style, types, Python versions, direction of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/vermin -q --no-tips --violations -t=3.8- training serving/contracts serving/settings.py serving/errors.py
-	@$(BIN)/vermin -q --no-tips --violations -t=3.6- serving/preprocess.py serving/engine/worker.py serving/engine/ort_backend.py
+	@$(BIN)/vermin -q --no-tips --violations -t=3.6- serving/preprocess.py serving/engine/worker.py serving/engine/*_backend.py serving/build_tensorrt.py
 	@$(BIN)/lint-imports
 
 format: setup  ## put the code into its form
@@ -66,6 +70,9 @@ lock: setup  ## constraints.txt anew from pyproject.toml, at the newest versions
 bench-train: setup  ## the notebook's recipe and ours on DATA=folder of sets, from WEIGHTS=weights.pth: about 40 minutes
 	@$(BIN)/python -m tests.bench.train --data "$(DATA)" --weights "$(WEIGHTS)"
 
+bench-ablation: setup  ## what each part of the recipe gives on sources not seen; DATA= and WEIGHTS= as above: about an hour
+	@$(BIN)/python -m tests.bench.ablation --data "$(DATA)" --weights "$(WEIGHTS)"
+
 bench-robot: setup  ## the robot's loop against one bare inference and the notebook's loop, and 100 swaps while driving
 	@$(BIN)/python -m tests.bench.robot --swaps 100
 
@@ -80,6 +87,31 @@ bench-networks: setup  ## size and speed of the networks, fp32 and int8
 
 bench-simulator: setup  ## frames a second of the simulated camera, and the time of a 50-room suite
 	@$(BIN)/python -m tests.bench.simulator
+
+bench-looks-real: setup  ## do simulated images teach a network about real ones; DATA= and WEIGHTS= as above: minutes
+	@$(BIN)/python -m tests.bench.looks_real --data "$(DATA)" --weights "$(WEIGHTS)"
+
+bench-gate: setup  ## does the driving gate tell good models from bad, and steadily; DATA= and WEIGHTS=: about 15 minutes
+	@$(BIN)/python -m tests.bench.gate --data "$(DATA)" --weights "$(WEIGHTS)"
+
+bench-archive: setup  ## 1,000,000 events into the Parquet archive, and a question to it
+	@$(BIN)/python -m tests.bench.archive --events $(or $(EVENTS),1000000)
+
+bench-store: setup  ## the store against a bare insert, on SQLite and PostgreSQL
+	@$(BIN)/python -m tests.bench.store
+
+chaos-release: setup  ## 2,000 random corruptions of the signed repository; 200 kills of who publishes and pulls, and of the service
+	@$(BIN)/python -m tests.bench.release_chaos
+	@JETLOOP_KILLS=200 $(BIN)/pytest -q tests/test_release_service_killed.py -k random -s
+
+bench-telemetry: setup  ## robots to store against the broker alone: events a second, latency, memory (1,000,000 events: EVENTS=)
+	@$(BIN)/python -m tests.bench.telemetry --events $(or $(EVENTS),200000)
+
+chaos-telemetry: setup  ## 200,000 events while broker, bridge, collector, Kafka and database are killed and stopped
+	@$(BIN)/python -m tests.bench.telemetry_chaos --events $(or $(EVENTS),200000)
+
+bench-console: setup  ## the console with 1,000 robots in Chromium: first view, update, CPU; pictures in build/screens
+	@$(BIN)/python -m tests.bench.console
 
 clean:  ## remove what the commands made, .venv excepted
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

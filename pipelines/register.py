@@ -1,10 +1,11 @@
 """Stage `register`: the exported network as a version of the registered model `collision-avoidance` in MLflow.
 
-    reads   build/train/run.json, build/export/model.onnx and export.json, and for the model card build/split/split.csv
-            and build/evaluate/sources.csv
+    reads   build/train/run.json, build/export/model.onnx and export.json, build/split/split.csv and the session zips
+            (params.yaml: data.sessions), and for the model card build/evaluate/sources.csv
     writes  build/register/version.json, and to MLflow: the ONNX model with its signature, a model version with the tags
-            lineage.git_commit, git_dirty, data, onnx_sha256, golden_sha256, run_id, and as its description the model
-            card
+            lineage.git_commit, git_dirty, data, onnx_sha256, golden_sha256, run_id and validate.passed, errors,
+            warnings, and as its description the model card; and to the run nearest/nearest.npz, in which
+            `jetloop trace --frame` finds training images
 
 It may be run again at any time, and may be killed at any time: the version is looked up by the digest of its ONNX file
 before one is added, and a version gets its tags in the call that creates it. Giving it an alias is left to a person.
@@ -19,9 +20,12 @@ from typing import Any
 import click
 import msgspec
 
+from pipelines import data_checks
 from pipelines.images_table import write_text
 from pipelines.int8 import Int8Report
 from pipelines.model_card import Evidence, read_evidence, write_card
+from pipelines.nearest import add_index
+from pipelines.params import DataParams, block
 from pipelines.release.gates import INT8_TARGETS_TAG
 from serving import preprocess
 from serving.command_line import run
@@ -66,6 +70,7 @@ def register(tracked: Run, evidence: Evidence, folder: Path = EXPORT, name: str 
     with reaching(tracking_uri()):
         found = find_version(tracked.client, name, report.onnx_sha256)
         version = found or _add_version(tracked, name, report, folder)
+        data_checks.add_missing(tracked.client, version)
         if not version.description:  # new, or its register was killed in between
             card = write_card(tracked.client.get_run(version.tags["lineage.run_id"]), report, evidence)
             tracked.client.update_model_version(name, version.version, card)
@@ -139,6 +144,7 @@ def _add_version(tracked: Run, name: str, report: ExportReport, folder: Path) ->
     if int8.kept:
         tags |= {"lineage.int8_sha256": int8.onnx_sha256, INT8_TARGETS_TAG: " ".join(int8.targets)}
     tags["lineage.run_id"] = tracked.id
+    tags |= data_checks.tags_of(client, tracked.id)
     from mlflow import register_model
 
     return register_model(uri, name, tags=tags)
@@ -194,6 +200,7 @@ def command() -> None:
     """
     with Run.resume() as tracked:
         version = register(tracked, read_evidence())
+        add_index(tracked, EXPORT / "model.onnx", Path(block(DataParams).sessions))
     write_text(OUT / "version.json", json.dumps(msgspec.to_builtins(version), indent=2) + "\n")
     click.echo(f"{version.name} version {version.version}" + ("" if version.created else ", which was there before"))
 

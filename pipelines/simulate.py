@@ -8,7 +8,8 @@
             build/simulate/clip.gif       the worst drive, from above and through the camera
 
 What each figure means is in simulator/scores.py. Everything is logged to the MLflow run that the stage `train` started;
-the release service asks it for collisions and distance (pipelines/release/gates.py). A poor network is no error here.
+the release service asks it for collisions and distance (pipelines/release/gates.py), and for what the passport promises
+of how a robot drives with it (pipelines/release/promise.py). A poor network is no error here.
 The processes that drive import this module too, so it imports little.
 """
 
@@ -26,7 +27,7 @@ from serving.command_line import log_to_stderr, run
 from serving.contracts.releases import Decision, ExportReport
 from serving.errors import RejectedError
 from simulator.drive import Network
-from simulator.scores import Figures, differences, figures, totals
+from simulator.scores import Figures, differences, figures, promise, totals
 from simulator.settings import SuiteSettings
 from simulator.suite import Episode, key, run_suite, write_counts
 from simulator.suite_pictures import draw_paths, make_clip
@@ -35,6 +36,7 @@ from training.tracking import Run
 
 EXPORT = Path("build/export")
 OUT = Path("build/simulate")
+EXPECTED = "simulate/expected/"  # begins the names of the metrics that pipelines/release/promise.py reads
 LOG = logging.getLogger("simulate")
 
 
@@ -84,7 +86,7 @@ def write(
     """Writes metrics.json, episodes.csv and paths.png."""
     from pipelines.images_table import write_text
 
-    told: dict[str, object] = {"model": _known(found)}
+    told: dict[str, object] = {"model": _known(found), "expected": promise(totals(episodes))}
     if against:
         told |= {"above_champion": _known(against), "champion_version": int(champion)}
     write_text(out / "metrics.json", json.dumps(told, indent=2) + "\n")
@@ -96,8 +98,9 @@ def _known(found: Figures) -> dict[str, float]:
     return {name: round(value, 6) for name, value in found.items() if math.isfinite(value)}
 
 
-def _log(tracked: Run, found: Figures, against: Figures, name: str, champion: str) -> None:
+def _log(tracked: Run, found: Figures, promised: Figures, against: Figures, name: str, champion: str) -> None:
     tracked.metrics({f"simulate/{figure}": value for figure, value in found.items()})
+    tracked.metrics({f"{EXPECTED}{figure}": value for figure, value in promised.items()})  # for the passport
     tracked.metrics({f"simulate/above_champion/{figure}": value for figure, value in against.items()})
     tracked.artifact(OUT, "simulate")
     tracked.tags({DRIVEN_TAG: name, **({"simulate.champion": champion} if against else {})})
@@ -159,7 +162,7 @@ def command(processes: int) -> None:
         number = champion.version if champion else ""
         write(episodes, found, against, number, OUT, suite.site)
         make_clip(Network(model, report.decision), suite, episodes, OUT / "clip.gif")
-        _log(tracked, found, against, name, number)
+        _log(tracked, found, promise(totals(episodes)), against, name, number)
     for line in told(found, against, suite, number):
         click.echo(line)
 

@@ -271,7 +271,7 @@ class Watcher:
         """
         engine: Optional[Engine] = None
         try:
-            engine = Engine(candidate.engine, self._settings, candidate.passport.engine_key)
+            engine = Engine(candidate.engine, self._settings, candidate.passport.engine_key or None)
             check(engine, candidate.passport, candidate.golden, self._settings)
         except EngineFailed as problem:
             raise RejectedError(str(problem)) from None

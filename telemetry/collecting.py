@@ -1,34 +1,27 @@
-"""Receives, stores, acknowledges: the work of `jetloop collector`.
+"""Batches for the store: the part of the collector that is the same whether messages come by MQTT or by Kafka.
 
-The broker keeps a message until it is acknowledged, and the collector acknowledges it after the commit that stored it.
-Between the two a crash brings the message again, and the store leaves out what it has. One thread does everything:
-receive, commit, acknowledge; so nothing can be acknowledged on another connection than the one it came by.
+A message is settled once the commit that holds it is done, and only then forgotten where it came from. Between the two
+a crash brings it again, and the store leaves out what it has.
 """
 
 import logging
-import random
-import threading
 import time
-from dataclasses import dataclass, field
-
-import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
-from paho.mqtt.reasoncodes import ReasonCode
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from serving.contracts.events import Event
 from serving.errors import OperatorError, RejectedError
-from telemetry.messages import SUBSCRIPTIONS, parse
+from telemetry.messages import parse
+from telemetry.metrics import CollectorMetrics
+from telemetry.mqtt_inlet import Received
 from telemetry.store import Batch, Rejected, Store
 
 log = logging.getLogger("jetloop.collector")
 
-BATCH_MESSAGES = 500  # a batch is committed when it holds this many,
+BATCH_MESSAGES = 1000  # a batch is committed when it holds this many,
 BATCH_S = 0.05  # or when its first message has waited this long,
 QUIET_S = 0.002  # or when nothing more came for this long
 IDLE_S = 0.25  # how often a collector with nothing to do looks whether it should end
-KEEP_ALIVE_S = 30
-RETRY_MIN_S, RETRY_MAX_S = 0.5, 15.0
-STEADY_S = 10.0  # a connection that lasted this long was a good one
 STATUS_S = 30.0  # between two status lines
 REJECTIONS_LOGGED = 5  # in full, between two status lines; all are in the store
 
@@ -43,162 +36,64 @@ class Counts:
         return f"stored {self.stored}, duplicates {self.duplicates}, rejected {self.rejected}"
 
 
-@dataclass
-class Pending:
-    """Received and not yet committed."""
+class Intake:
+    """Parses messages into a batch, and commits it."""
 
-    batch: Batch = field(default_factory=Batch)
-    to_acknowledge: list[tuple[int, int]] = field(default_factory=list)  # (mid, qos), of this connection
-    since: float = 0.0  # time.monotonic() of the first
-
-
-class Collector:
-    """One persistent session with the broker, and one store."""
-
-    def __init__(self, store: Store, host: str, port: int, client_id: str) -> None:
+    def __init__(self, store: Store, metrics: CollectorMetrics | None = None) -> None:
         self.counts = Counts()
+        self._metrics = metrics
         self._store = store
-        self._where = f"{host}:{port}"
-        self._client_id = client_id
-        self._pending = Pending()
-        self._connected = False
-        self._connected_at = 0.0  # time.monotonic()
-        self._short_lived = 0  # connections in a row that ended soon
-        self._retry_s = RETRY_MIN_S
+        self._batch = Batch()
         self._status = ("", time.monotonic())
         self._to_log = REJECTIONS_LOGGED
-        self._client = mqtt.Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=client_id,
-            clean_session=False,
-            protocol=mqtt.MQTTv311,
-            manual_ack=True,
-        )
-        self._client.connect_timeout = 5.0
-        self._client.on_connect = self._on_connect
-        self._client.on_message = self._on_message
-        self._client.connect_async(host, port, KEEP_ALIVE_S)
 
-    def run(self, stop: threading.Event) -> None:
-        """Collects until `stop` is set; then commits and acknowledges what was received."""
-        log.info("storing into %s, from %s as `%s`", self._store.name, self._where, self._client_id)
-        while not stop.is_set():
-            if not self._connected:
-                self._connect(stop)
-            else:
-                self._step(stop)
-            self._tell_status()
-        self._commit()
-        self._client.disconnect()
-        log.info("ended: %s", self.counts)
+    def __len__(self) -> int:
+        return len(self._batch)
 
-    # ---- the broker
-
-    def _connect(self, stop: threading.Event) -> None:
-        try:
-            self._client.reconnect()
-            self._connected = True
-        except (OSError, ValueError) as problem:
-            self._wait(stop, f"no broker at {self._where} ({problem})")
-
-    def _wait(self, stop: threading.Event, why: str) -> None:
-        """Says that it tries again, and sleeps until then; longer each time, and never in step with others."""
-        pause_s = self._retry_s * random.uniform(0.7, 1.3)
-        log.warning("%s; trying again in %.1f s", why, pause_s)
-        stop.wait(pause_s)
-        self._retry_s = min(self._retry_s * 2, RETRY_MAX_S)
-
-    def _step(self, stop: threading.Event) -> None:
-        """Receives at most one packet, and commits when the batch is due."""
-        before = len(self._pending.batch)
-        code = self._client.loop(timeout=QUIET_S if before else IDLE_S)
-        size = len(self._pending.batch)
-        if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
-            self._lost(stop, mqtt.error_string(code).rstrip(".").lower())
-            return
-        quiet = size and size == before
-        late = size and time.monotonic() - self._pending.since > BATCH_S
-        if quiet or late or size >= BATCH_MESSAGES:
-            self._commit_or_wait(stop)
-
-    def _lost(self, stop: threading.Event, why: str) -> None:
-        """Stores what has come, without acknowledging it: the broker sends it again, if it remembers."""
-        self._connected = False
-        self._pending.to_acknowledge.clear()
-        self._commit_or_wait(stop)
-        if time.monotonic() - self._connected_at > STEADY_S:
-            self._retry_s, self._short_lived = RETRY_MIN_S, 0
-        else:
-            self._short_lived += 1
-        hint = f"; does another collector run as `{self._client_id}`?" if self._short_lived > 2 else ""
-        self._wait(stop, f"the connection to the broker at {self._where} ended ({why}){hint}")
-
-    def _on_connect(
-        self, client: mqtt.Client, _: object, flags: mqtt.ConnectFlags, reason: ReasonCode, __: object
-    ) -> None:
-        if reason.is_failure:
-            log.error("the broker at %s refuses this collector: %s", self._where, reason)
-            return
-        self._connected_at = time.monotonic()
-        missed = (
-            "" if flags.session_present else "; it knew no session of this name, so what came before went to nobody"
-        )
-        log.info("connected to %s%s", self._where, missed)
-        # Also in a session that persists: a broker that lost its memory learns them, and retained states come again.
-        client.subscribe([(topic, 1) for topic in SUBSCRIPTIONS])
-
-    def _on_message(self, _: mqtt.Client, __: object, message: mqtt.MQTTMessage) -> None:
-        batch = self._pending.batch
-        if not len(batch):
-            self._pending.since = time.monotonic()
-        topic = message._topic.decode(errors="replace")  # `message.topic` raises on what is not UTF-8
-        payload = bytes(message.payload)
+    def add(self, topic: str, payload: bytes) -> None:
+        """Parses one message; what is no event goes into the batch with the reason."""
         try:
             parsed = parse(topic, payload)
         except RejectedError as problem:
-            self._reject(Rejected(topic, payload, str(problem)))
+            self.reject(topic, payload, str(problem))
+            return
+        if isinstance(parsed, Event):
+            self._batch.events.append(parsed)
         else:
-            if isinstance(parsed, Event):
-                batch.events.append(parsed)
-            else:
-                batch.states.append(parsed)
-        if message.qos > 0:
-            self._pending.to_acknowledge.append((message.mid, message.qos))
+            self._batch.states.append(parsed)
 
-    # ---- the store
+    def reject(self, topic: str, payload: bytes, reason: str) -> None:
+        """A message that was found to be no event."""
+        self._batch.rejected.append(Rejected(topic, payload, reason))
+        self._log_rejected(self._batch.rejected[-1])
 
-    def _commit_or_wait(self, stop: threading.Event) -> None:
-        """Commits; while the store does not take it, stays away from the broker, which keeps what comes."""
-        while not stop.is_set():
-            try:
-                self._commit()
-                return
-            except OperatorError as problem:
-                if self._connected:
-                    self._connected = False
-                    self._pending.to_acknowledge.clear()
-                    self._client.disconnect()
-                self._wait(stop, f"{problem}; nothing is acknowledged until it does")
+    def drop(self) -> None:
+        """Forgets what is not committed; it comes again from where it came."""
+        self._batch = Batch()
 
-    def _commit(self) -> None:
-        """Stores what is pending, then acknowledges it.
+    def commit(self) -> None:
+        """Stores what is in the batch, and begins a new one.
 
         Raises:
-            OperatorError: the store cannot take it now; it stays pending.
+            OperatorError: the store cannot take it now; it stays in the batch.
         """
-        batch = self._pending.batch
-        if not len(batch):
-            return
-        try:
-            self._add(batch)
-        except RejectedError:
-            self._add_one_by_one(batch)
-        for mid, qos in self._pending.to_acknowledge:
-            self._client.ack(mid, qos)
-        self._pending = Pending()
+        if len(self._batch):
+            try:
+                try:
+                    self._add(self._batch)
+                except RejectedError:
+                    self._add_one_by_one(self._batch)
+            except OperatorError as problem:
+                raise OperatorError(f"{problem}; nothing is acknowledged until it does") from None
+            self._batch = Batch()
+        self.tell_status()
 
     def _add(self, batch: Batch) -> None:
+        began = time.monotonic()
         added = self._store.add(batch)
+        if self._metrics:
+            taken_s = time.monotonic() - began
+            self._metrics.committed(batch.events, added.stored, added.duplicates, len(batch.rejected), taken_s)
         self.counts.stored += added.stored
         self.counts.duplicates += added.duplicates
         self.counts.rejected += len(batch.rejected)
@@ -215,18 +110,13 @@ class Collector:
                 self._log_rejected(rejected)
                 self._add(Batch(rejected=[rejected]))
 
-    # ---- what it says
-
-    def _reject(self, rejected: Rejected) -> None:
-        self._pending.batch.rejected.append(rejected)
-        self._log_rejected(rejected)
-
     def _log_rejected(self, rejected: Rejected) -> None:
         if self._to_log > 0:
             log.warning("rejected from %r: %s", rejected.topic[:200], rejected.reason)
         self._to_log -= 1
 
-    def _tell_status(self) -> None:
+    def tell_status(self) -> None:
+        """Logs the counts, when some time has passed and they changed."""
         said, at = self._status
         now = time.monotonic()
         if now - at < STATUS_S:
@@ -235,3 +125,40 @@ class Collector:
             log.info("%s", self.counts)
         self._status = (str(self.counts), now)
         self._to_log = REJECTIONS_LOGGED
+
+
+class StoreSink:
+    """Of the MQTT inlet: fills the intake's batch, and settles it when it is due."""
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        self._mids: list[int] = []
+        self._since = 0.0  # time.monotonic() of the first in the batch
+        self._seen = 0  # size of the batch at the last look
+
+    def take(self, message: Received) -> None:
+        if not len(self._intake):
+            self._since = time.monotonic()
+        self._intake.add(message.topic, message.payload)
+        if message.mid:
+            self._mids.append(message.mid)
+
+    def room(self) -> int:
+        return BATCH_MESSAGES - len(self._intake)
+
+    def wait_s(self) -> float:
+        return QUIET_S if len(self._intake) else IDLE_S
+
+    def settle(self) -> Sequence[int]:
+        size = len(self._intake)
+        quiet, self._seen = size == self._seen, size
+        late = time.monotonic() - self._since > BATCH_S
+        return self.finish() if not size or quiet or late or size >= BATCH_MESSAGES else ()
+
+    def finish(self) -> Sequence[int]:
+        self._intake.commit()
+        mids, self._mids, self._seen = self._mids, [], 0
+        return mids
+
+    def connection_ended(self) -> None:
+        self._mids = []

@@ -1,11 +1,35 @@
-"""Engines of SQLAlchemy for the event store: SQLite with what durability needs, PostgreSQL as it is."""
+"""Engines of SQLAlchemy for the event store, and what SQLite and PostgreSQL spell or lock differently.
 
+SQLite gets what durability needs; PostgreSQL is taken as it is.
+"""
+
+import enum
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from serving.errors import OperatorError
+
+
+class Lock(enum.IntEnum):
+    """What processes on one PostgreSQL keep each other from, until the transaction ends."""
+
+    MIGRATION = 0x6A65746C_01  # upgrading the tables
+    WRITING = 0x6A65746C_02  # adding events: collectors share it, who needs none of them in between does not
+
+
+def lock(connection: sa.Connection, what: Lock, *, shared: bool) -> None:
+    """Waits for a lock and holds it until the transaction ends. On SQLite only one writes at a time anyway."""
+    if connection.dialect.name == "postgresql":
+        function = "pg_advisory_xact_lock_shared" if shared else "pg_advisory_xact_lock"
+        connection.exec_driver_sql(f"SELECT {function}({int(what)})")
+
+
+def insert(connection: sa.Connection, table: sa.Table) -> Any:
+    """INSERT with ON CONFLICT, which SQLAlchemy keeps with each dialect."""
+    return {"sqlite": sqlite, "postgresql": postgresql}[connection.dialect.name].insert(table)
 
 
 def make_engine(url: str, *, create: bool) -> sa.Engine:
@@ -24,11 +48,22 @@ def make_engine(url: str, *, create: bool) -> sa.Engine:
             raise OperatorError(f"--store {url}: a store is sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME")
         if parsed.get_backend_name() == "sqlite":
             return _sqlite_engine(parsed, create=create)
-        return sa.create_engine(parsed, pool_pre_ping=True)
+        return _postgresql_engine(parsed, create=create)
     except (sa.exc.ArgumentError, ValueError):
         raise OperatorError(f"--store {url} is not a URL such as sqlite:///build/events.db") from None
     except ImportError as problem:
         raise OperatorError(f"--store {url}: its driver is not installed ({problem.name}): pip install it") from None
+
+
+def _postgresql_engine(url: sa.URL, *, create: bool) -> sa.Engine:
+    engine = sa.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+    if not create:
+
+        @sa.event.listens_for(engine, "connect")
+        def prepare(connection: Any, _: Any) -> None:
+            connection.read_only = True
+
+    return engine
 
 
 def _sqlite_engine(url: sa.URL, *, create: bool) -> sa.Engine:

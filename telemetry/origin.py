@@ -108,6 +108,12 @@ def steps(origin: Origin, releases_url: str = "", mlflow_url: str = "") -> Itera
     )
     yield Step(what="run", value=lineage.run_id, get=f"{mlflow}/#/runs/{quote(lineage.run_id)}")
     yield Step(
+        what="model",
+        value=lineage.onnx_sha256,
+        note="model.onnx, of which the engine was made",
+        get=f"mlflow artifacts download --run-id {lineage.run_id} --artifact-path export/model.onnx --dst-path .",
+    )
+    yield Step(
         what="commit",
         value=lineage.git_commit,
         note="trained with changes that were not committed: this commit alone does not give the model"

@@ -1,11 +1,12 @@
-"""The tables of the event store, in SQLAlchemy Core, the same on SQLite and PostgreSQL."""
+"""The tables of the event store as they are now, in SQLAlchemy Core, the same on SQLite and PostgreSQL.
+
+How a store gets from older tables to these is in migrations/.
+"""
 
 import datetime
 from typing import Any
 
 import sqlalchemy as sa
-
-SCHEMA_VERSION = 1
 
 
 class UtcDateTime(sa.types.TypeDecorator[datetime.datetime]):
@@ -27,11 +28,14 @@ class UtcDateTime(sa.types.TypeDecorator[datetime.datetime]):
 
 
 metadata = sa.MetaData()
+_Position = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite numbers INTEGER keys only
 
 events = sa.Table(
     "events",
     metadata,
-    sa.Column("id", sa.String(36), primary_key=True),  # UUIDv7
+    # In the order in which they were stored, never used again: what the archive reads up to.
+    sa.Column("position", _Position, sa.Identity(), primary_key=True),
+    sa.Column("id", sa.String(36), nullable=False),  # UUIDv7
     sa.Column("site", sa.String(100), nullable=False),
     sa.Column("robot", sa.String(100), nullable=False),
     sa.Column("session", sa.String(100), nullable=False),
@@ -43,8 +47,10 @@ events = sa.Table(
     sa.Column("sent_at", UtcDateTime),  # the robot's clock
     sa.Column("received_at", UtcDateTime, nullable=False),  # the collector's clock
     sa.Column("data", sa.JSON, nullable=False),
+    sa.UniqueConstraint("id", name="events_by_id"),
     sa.Index("events_by_robot", "site", "robot", "sequence"),
     sa.Index("events_by_arrival", "received_at"),
+    sqlite_autoincrement=True,
 )
 
 robots = sa.Table(
@@ -95,4 +101,41 @@ rejected = sa.Table(
     sa.Column("times", sa.BigInteger, nullable=False),
 )
 
-schema_version = sa.Table("schema_version", metadata, sa.Column("version", sa.Integer, primary_key=True))
+# One row for each hour of the robots' clocks. All are counts or sums, so that a batch adds to them: rollups.py.
+rollups = sa.Table(
+    "rollups",
+    metadata,
+    sa.Column("hour", UtcDateTime, primary_key=True),  # its beginning
+    sa.Column("site", sa.String(100), primary_key=True),
+    sa.Column("robot", sa.String(100), primary_key=True),
+    sa.Column("release", sa.String(200), primary_key=True),
+    sa.Column("events", sa.BigInteger, nullable=False),  # of all types
+    sa.Column("avoidances", sa.BigInteger, nullable=False),
+    sa.Column("collisions", sa.BigInteger, nullable=False),
+    sa.Column("interventions", sa.BigInteger, nullable=False),
+    sa.Column("went_back", sa.BigInteger, nullable=False),
+    sa.Column("decisions", sa.BigInteger, nullable=False),
+    sa.Column("blocked", sa.BigInteger, nullable=False),  # of the decisions
+    # What a robot measures over some seconds, each weighted with its decisions: microseconds times decisions.
+    sa.Column("latency_decisions", sa.BigInteger, nullable=False),
+    sa.Column("latency_p50_us", sa.BigInteger, nullable=False),
+    sa.Column("latency_p99_us", sa.BigInteger, nullable=False),
+    sa.Column("latency_p99_max_us", sa.BigInteger, nullable=False),  # the worst of the hour, not weighted
+    sa.Column("removed", sa.BigInteger, nullable=False),  # of the events: archived, and no longer in the store
+)
+
+# What `archive retain` took out of the store, so that an event which comes again after that is still known.
+removed = sa.Table("removed", metadata, sa.Column("id", sa.LargeBinary(16), primary_key=True))  # the UUID's bytes
+
+removed_robots = sa.Table(
+    "removed_robots",
+    metadata,
+    sa.Column("site", sa.String(100), primary_key=True),
+    sa.Column("robot", sa.String(100), primary_key=True),
+    sa.Column("sequence", sa.BigInteger, nullable=False),  # highest of the removed
+    sa.Column("captured_at", UtcDateTime, nullable=False),  # latest of the removed
+    sa.Index("removed_robots_by_time", "captured_at"),
+)
+
+# One row: by which name archives know this store.
+store = sa.Table("store", metadata, sa.Column("id", sa.String(36), primary_key=True))

@@ -1,15 +1,17 @@
-"""`jetloop trace EVENT_ID`: from an event to the engine, run, commit and data that made it."""
+"""`jetloop trace EVENT_ID`: from an event to the engine, run, commit, data and training images that made it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 import msgspec
 
-from serving.errors import JetloopError
+from serving.errors import JetloopError, OperatorError
 from telemetry.origin import Origin, Step, steps, trace
 from telemetry.registry import Run, verify
 from telemetry.releases import fetch
 
+_NEAREST = 5  # training images told
 _METRICS = ("test/balanced_accuracy", "test/blocked_recall", "test/roc_auc")
 
 
@@ -22,13 +24,22 @@ _METRICS = ("test/balanced_accuracy", "test/blocked_recall", "test/roc_auc")
 @click.option(
     "--mlflow", "mlflow_uri", default="", help="MLflow; when given, the run and the version are checked there."
 )
+@click.option(
+    "--frame",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A frame (JPEG, PNG) of that moment: also tell the training images nearest to it. Needs --mlflow.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(event_id: str, url: str, releases_url: str, mlflow_uri: str, as_json: bool) -> None:
+def command(event_id: str, url: str, releases_url: str, mlflow_uri: str, frame: Path | None, as_json: bool) -> None:
     """Answers for one event: robot, engine, release, version, run, commit, data, each with what gets it back.
 
     EVENT_ID is the event's id or the beginning of it. Exit code 1 when something on the way is not known.
 
+    Robots send no images. With --frame FILE, a frame that you have of that moment, the images of the model's training
+    that its own network finds most alike are told too (cosine of its last features), each with what gets it back.
+
     \b
+    jetloop trace 01a2084a-ff8d --mlflow http://127.0.0.1:5000 --frame seen.jpg
     jetloop trace 01a2084a-ff8d --store sqlite:///build/events.db --releases http://127.0.0.1:8400
     """
     from telemetry.store import open_reader
@@ -47,9 +58,33 @@ def command(event_id: str, url: str, releases_url: str, mlflow_uri: str, as_json
         except JetloopError as found:
             problem = found
     lines = [_with_run(step, run) for step in steps(origin, releases_url, mlflow_uri)]
+    if frame and not problem:
+        try:
+            lines += _nearest(origin, frame, mlflow_uri)
+        except JetloopError as found:
+            problem = found
     click.echo(as_text(lines) if not as_json else as_object(origin, lines, run))
     if problem:
         raise problem
+
+
+def _nearest(origin: Origin, frame: Path, mlflow_uri: str) -> list[Step]:
+    if not mlflow_uri:
+        raise OperatorError("--frame needs --mlflow: the index of the training images lies there")
+    from telemetry import nearest
+
+    lineage = origin.passport.lineage
+    index, model = nearest.fetch(lineage, mlflow_uri)
+    found = nearest.find(index, model, nearest.read_frame(frame.read_bytes()), _NEAREST)
+    return [
+        Step(
+            what="nearest",
+            value=one.image,
+            note=f"likeness {one.likeness:.3f}",
+            get=nearest.get(one.image, index.sessions, lineage),
+        )
+        for one in found
+    ]
 
 
 def _with_run(step: Step, run: Run | None) -> Step:

@@ -1,20 +1,23 @@
 """Probation: what puts the engine before back, what does not, and that neither disk nor reboot loses it."""
 
+import math
 import os
 import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving import files
 from serving.config import ProbationSettings
+from serving.contracts.releases import Expected, Passport
 from serving.decide import Motion
 from serving.errors import OperatorError, RejectedError
-from serving.judge import MIN_DECISIONS, Tally, judge
+from serving.judge import LATENCY_FLOOR_MS, LATENCY_RATIO, MIN_DECISIONS, Bounds, Tally, bounds, judge
 from serving.probation import Probation
 from serving.slots import Candidate, Slots
 from tests.test_link_parts import channel_of, fill, install, passport_of
@@ -316,6 +319,84 @@ def test_the_thread_looks_when_it_is_asked(robot: Robot) -> None:
     assert robot.activated == ["1"]
 
 
+PROMISE = Expected(blocked_rate_low=0.2, blocked_rate_high=0.5, spins_per_min_high=2.0, latency_p99_ms=9.0)
+
+
+def promising(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on the releases that are installed promise how they drive."""
+    monkeypatch.setattr("tests.test_link_parts.passport_of", lambda version: passport_of(version, expected=PROMISE))
+
+
+def turn_and_go(robot: Robot, turns_s: float, goes_s: float, time_s: float, **how: Any) -> None:
+    for _ in range(round(time_s / (turns_s + goes_s))):
+        robot.drive(turns_s, Motion.LEFT, **how)
+        robot.drive(goes_s, **how)
+
+
+@pytest.mark.parametrize(
+    ("cause", "says", "drive"),
+    [
+        ("blocked-rate", "promised are 0.2 to 0.5", lambda robot: turn_and_go(robot, 2, 1, 70)),
+        ("blocked-rate", "promised are 0.2 to 0.5", lambda robot: robot.drive(70)),
+        ("spin", "promised are 2 at most", lambda robot: turn_and_go(robot, 4, 8, 80)),
+        ("latency", "by its passport allowed are 90 ms", lambda robot: turn_and_go(robot, 1, 2, 30, latency_ms=100)),
+    ],
+)
+def test_a_model_is_held_to_its_promise(
+    robot: Robot, monkeypatch: pytest.MonkeyPatch, cause: str, says: str, drive: Callable[[Robot], object]
+) -> None:
+    """What robot.toml would let pass, but is not as the passport says it drives, puts the engine before back."""
+    robot.drive(121)
+    promising(monkeypatch)
+    robot.install(3)
+    drive(robot)
+    assert robot.activated == ["2"]
+    told = robot.told()
+    assert (told["cause"], says in told["detail"]) == (cause, True), told
+    assert "spins_per_min" in told["figures"]
+
+
+def test_a_model_that_drives_as_promised_passes(robot: Robot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third of the time turning, no turn long: as promised; on probation and after it nothing happens."""
+    robot.drive(121)
+    promising(monkeypatch)
+    robot.install(3)
+    turn_and_go(robot, 1, 2, 126)
+    assert robot.slots.probation is None
+    assert robot.activated == []
+
+
+def test_robot_toml_stays_the_outer_bound() -> None:
+    """A promise narrows what robot.toml allows and never widens it; one beside it does not make every drive wrong."""
+    allowed = ProbationSettings(min_blocked_rate=0.3, max_blocked_rate=0.6, max_latency_p99_ms=50)
+    assert bounds(allowed, None) == Bounds(50, 0.3, 0.6, math.inf)
+    assert bounds(allowed, PROMISE) == Bounds(50, 0.3, 0.5, 2.0)
+    beside = msgspec.structs.replace(PROMISE, blocked_rate_low=0.7, blocked_rate_high=0.9)
+    assert bounds(allowed, beside) == Bounds(50, 0.3, 0.6, 2.0)
+    loose = ProbationSettings(max_latency_p99_ms=1000)
+    assert bounds(loose, PROMISE).latency_p99_ms == LATENCY_RATIO * PROMISE.latency_p99_ms
+    quick = msgspec.structs.replace(PROMISE, latency_p99_ms=1.0)
+    assert bounds(loose, quick).latency_p99_ms == LATENCY_FLOOR_MS
+
+
+def test_spins_are_counted_while_they_last() -> None:
+    """Ten seconds without `forward` are three spins, however many short turns come between."""
+    tally = Tally()
+    for number in range(int(22 / FRAME_S)):
+        at_s = number * FRAME_S
+        short = at_s % 2 < 1
+        tally.add(at_s, Motion.LEFT if 6 <= at_s < 16.1 or short else Motion.FORWARD, 10.0)
+    assert tally.spins == 3
+    assert tally.spins_per_min == pytest.approx(60 * 3 / 22, rel=0.01)
+
+
+def test_passports_without_a_promise_are_as_before() -> None:
+    """The field is left out where there is none, so that robots from before it read such a passport."""
+    assert b"expected" not in msgspec.json.encode(passport_of(1))
+    with_one = passport_of(1, expected=PROMISE)
+    assert msgspec.json.decode(msgspec.json.encode(with_one), type=Passport) == with_one
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(st.floats(-1, 100), st.sampled_from(Motion), st.floats(0, 1e4)), max_size=400),
@@ -329,5 +410,5 @@ def test_no_tally_is_beyond_judging(steps: list[tuple[float, Motion, float]], en
         tally.add(now_s, motion, latency_ms)
     assert 0 <= tally.blocked_rate <= 1
     assert 0 <= tally.longest_spin_s <= tally.driven_s <= 0.5 * max(len(steps), 1)
-    verdict = judge(tally, ProbationSettings(), ending)
+    verdict = judge(tally, ProbationSettings(), ending, PROMISE if steps and steps[0][0] > 1 else None)
     assert verdict is None or (verdict.cause and any(letter.isdigit() for letter in verdict.detail))

@@ -2,6 +2,7 @@
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,10 @@ from hypothesis import strategies as st
 
 from pipelines.params import GateParams
 from pipelines.release import gates
-from simulator.scores import differences, figures, totals
+from pipelines.release.promise import promised
+from pipelines.simulate import EXPECTED
+from serving.contracts.releases import Measured
+from simulator.scores import differences, figures, promise, totals
 from simulator.suite import Counts, Episode
 
 NOWHERE = np.empty((0, 2), np.float32)
@@ -144,3 +148,31 @@ def test_the_model_card_tells_how_it_drove() -> None:
     assert "collisions per 100 m" in told
     assert " m a minute" in told
     assert "collisions" not in write_card(run(), REPORT, Evidence({}, []))
+
+
+def test_a_promise_holds_for_another_room() -> None:
+    """The promise of ten rooms holds what the next one does in nearly every suite, and says something."""
+    rng, held, width = np.random.default_rng(1), 0, 0.0
+    for _ in range(200):
+        drawn = {
+            number: ROOM._replace(turning=int(rng.normal(400, 60)), spins=int(rng.poisson(1))) for number in range(11)
+        }
+        last = drawn.pop(10)
+        found = promise(drawn)
+        held += found["blocked_rate_low"] <= last.turning / last.frames <= found["blocked_rate_high"]
+        width += (found["blocked_rate_high"] - found["blocked_rate_low"]) / 200
+        assert found["spins_per_min_high"] > 1
+    assert held >= 199
+    assert width < 0.7
+    assert promise(rooms(4)) == {}
+
+
+def test_the_passport_promises_what_was_driven() -> None:
+    """Metrics of the run and the builder's latency become the passport's promise; without the metrics there is none."""
+    measured = Measured(parity_max_abs=0, latency_p50_ms=2, latency_p99_ms=3, machine="here")
+    metrics = {f"{EXPECTED}{name}": value for name, value in promise(rooms(10)).items()}
+    made = promised({"simulate/blocked_rate": 0.3, **metrics}, measured)
+    assert made is not msgspec.UNSET
+    assert (made.latency_p99_ms, made.blocked_rate_low) == (3, 0.0)
+    assert promised({"simulate/blocked_rate": 0.3}, measured) is msgspec.UNSET
+    assert promised({**metrics, f"{EXPECTED}blocked_rate_high": math.nan}, measured) is msgspec.UNSET

@@ -13,11 +13,14 @@ from pathlib import Path
 import paho.mqtt.client as mqtt
 import pytest
 
-from serving.contracts.events import Event
+from pipelines.release.wakeup import Bell
+from serving.contracts.events import Event, wakeup_topic
 from serving.errors import OperatorError
-from telemetry.collector import address
+from telemetry import mosquitto as mosquitto_files
+from telemetry.mqtt_options import parse_broker
 from telemetry.store import Store, open_reader
 from tests.conftest import ROOT, Address, end, free_port, listens, start, wait_for
+from tests.test_link_parts import SecureBroker, channel_of
 from tests.test_telemetry_samples import event, published, state
 
 CLI = [sys.executable, "-m", "pipelines.cli"]
@@ -172,7 +175,7 @@ def test_a_broker_that_comes_late_and_goes_is_waited_for(tmp_path: Path) -> None
             bench.wait_stored(round_)
             end(broker)
             assert collector.poll() is None
-        wait_for(lambda: bench.text().count("ended (") == 2, what="the lost connections logged")
+        wait_for(lambda: bench.text().count("the connection to the broker") == 2, what="the lost connections logged")
         assert "Traceback" not in bench.text()
     finally:
         bench.close()
@@ -187,7 +190,7 @@ def test_what_comes_before_the_first_collector_waits_for_it(embedded: Address, t
         bench.send(published(state()), *(published(one) for one in _events(40)))
         bench.collect()
         bench.wait_stored(40)
-        assert "went to nobody" not in bench.text()
+        assert "was not kept" not in bench.text()
     finally:
         bench.close()
 
@@ -228,6 +231,50 @@ def test_what_came_while_the_collector_was_away_is_stored(mosquitto: Address, tm
         bench.close()
 
 
+def test_collector_and_wake_up_over_tls(tmp_path: Path) -> None:
+    """With certificates of `jetloop broker certs` the collector stores, and the release service wakes robots."""
+    broker = SecureBroker(tmp_path)
+    bench, bell = Bench(tmp_path, broker.port), None
+    try:
+        for name in ("releases", "operator"):
+            broker.certificates.issue(name, 7)
+        mosquitto_files.write(broker.certificates, tmp_path / "mosquitto", "127.0.0.1", broker.port, "root")
+        broker.reload()
+        files = _files(broker, "collector")
+        command = [*CLI, "collector", "--mqtt", f"mqtts://127.0.0.1:{broker.port}", "--store", bench.url]
+        bench.processes.append(
+            start([*command, *(part for name in files for part in (f"--{name}", files[name]))], bench.log, cwd=ROOT)
+        )
+        wait_for(lambda: "connected to" in bench.text(), what="the collector connected")
+        robot = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="operator")  # type: ignore[attr-defined]
+        robot.tls_set_context(broker.context("operator"))
+        heard: list[str] = []
+        robot.on_message = lambda *given: heard.append(given[2].topic)
+        robot.connect("127.0.0.1", broker.port)
+        robot.loop_start()
+        robot.subscribe(wakeup_topic("champion"), 1)
+        for number in range(1, 21):
+            robot.publish(*published(event(number)), 1).wait_for_publish(10)
+        bench.wait_stored(20)
+        bell = Bell(parse_broker(f"mqtts://127.0.0.1:{broker.port}", **_files(broker, "releases")))
+        bell.ring(channel_of(3, 1))
+        bell.start()
+        wait_for(lambda: heard == [wakeup_topic("champion")], what="the wake-up")
+        robot.disconnect()
+        robot.loop_stop()
+    finally:
+        if bell:
+            bell.stop()
+        bench.close()
+        broker.close()
+
+
+def _files(broker: SecureBroker, name: str) -> dict[str, str]:
+    place = broker.certificates.place(name)
+    own = {"certificate": str(place / "certificate.pem"), "key": str(place / "key.pem")}
+    return {"ca": str(broker.certificates.folder / "ca.pem"), **own}
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -245,11 +292,26 @@ def test_wrong_settings_are_one_line(arguments: list[str], expected: str, tmp_pa
 
 
 def test_addresses() -> None:
-    """HOST, HOST:PORT and [IPv6]:PORT are understood."""
-    assert address("broker.lab") == ("broker.lab", 1883)
-    assert address("broker.lab:8883") == ("broker.lab", 8883)
-    assert address("mqtt://10.0.0.1:1884") == ("10.0.0.1", 1884)
-    assert address("[::1]:1883") == ("::1", 1883)
-    for wrong in ("", ":1883", "host:0", "host:70000", "host:1883x"):
+    """HOST, HOST:PORT, [IPv6]:PORT and mqtts:// are understood; files of certificates ask for TLS."""
+
+    def place(text: str, **files: str) -> tuple[str, int, bool]:
+        broker = parse_broker(text, **files)
+        return broker.host, broker.port, broker.tls
+
+    assert place("broker.lab") == ("broker.lab", 1883, False)
+    assert place("broker.lab:8883") == ("broker.lab", 8883, False)
+    assert place("mqtt://10.0.0.1:1884") == ("10.0.0.1", 1884, False)
+    assert place("mqtts://10.0.0.1") == ("10.0.0.1", 8883, True)
+    assert place("broker.lab", ca="ca.pem") == ("broker.lab", 8883, True)
+    assert place("[::1]:1883") == ("::1", 1883, False)
+    assert parse_broker("mqtts://robots@broker.lab").username == "robots"
+    for wrong in ("", ":1883", "host:0", "host:70000", "host:1883x", "http://host:1883", "host:"):
         with pytest.raises(OperatorError, match="is not HOST:PORT"):
-            address(wrong)
+            parse_broker(wrong)
+    for wrong, files, why in (
+        ("mqtts://me:secret@host", {}, "JETLOOP_MQTT_PASSWORD"),
+        ("mqtts://host", {"certificate": "c.pem"}, "go together"),
+        ("mqtt://host", {"ca": "c.pem"}, "write mqtts://"),
+    ):
+        with pytest.raises(OperatorError, match=why):
+            parse_broker(wrong, **files)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from telemetry.console import markup
+from telemetry.console import events_page, fleet, html
 from telemetry.console.feed import Picture
 from telemetry.store import Batch, Rejected, Store, open_store
 from tests.conftest import ROOT, answers, end, free_port, need, start, wait_for
@@ -85,14 +85,16 @@ def test_robots_events_releases_and_an_origin(console: Console, browser: Any, tm
     with release_service([decision()]) as service:
         address = console(url, service)
         browser.get(address)
-        _shows(browser, "jetbot-1", "driving", "v3", "29.6", "6.2 ms", "collision", "1 of 1", "v3 on champion")
+        _shows(browser, "jetbot-1", "driving", "v3", "6.2 ms", "collision", "1 of 1", "v3 on champion")
         assert browser.title == "jetloop"
 
         store.add(Batch(events=[event(3, "intervention")], states=[state(mode="standing", reason="no frames")]))
         _shows(browser, "intervention", "standing", "no frames", timeout_s=5)
 
-        browser.get(f"{address}/events?metrics=true")
-        _shows(browser, "collision", "metrics", "decisions_per_s 29.64", "<img src=x")
+        browser.get(f"{address}/events?type=all")
+        _shows(browser, "collision", "metrics", "decisions_per_s 29.64")
+        browser.get(f"{address}/events")
+        _shows(browser, "collision", "intervention", "<img src=x")
         assert browser.title == "jetloop"  # what a robot sends is text, never markup
 
         browser.get(f"{address}/releases")
@@ -171,11 +173,12 @@ def test_markup_escapes_everything(tmp_path: Path) -> None:
     )
     picture = Picture(robots=store.robots(), events=store.recent(), rejected=store.rejected())
     shown = (
-        markup.robots(picture)
-        + markup.events(picture.events, markup.no_events())
-        + markup.rejected(picture.rejected)
-        + markup.facts(picture.events[0])
-        + markup.problem(evil)
+        fleet.line(picture.robots[0], picture, {})
+        + events_page.events(picture.events)
+        + events_page.rejected(picture.rejected)
+        + events_page.facts(picture.events[0])
+        + events_page.form({"text": evil, "robot": evil, "type": evil})
+        + html.problem(evil)
     )
     assert "<script" not in shown
     assert "&lt;script&gt;" in shown

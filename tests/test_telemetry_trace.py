@@ -49,7 +49,7 @@ def test_the_chain_is_followed_to_the_data(tmp_path: Path) -> None:
     assert text.returncode == 0, text.stderr
     lines = text.stdout.splitlines()
     starts = {line.split()[0]: line for line in lines if not line.startswith(" ")}
-    assert list(starts) == ["event", "robot", "engine", "release", "version", "run", "commit", "data"]
+    assert list(starts) == ["event", "robot", "engine", "release", "version", "run", "model", "commit", "data"]
     assert len({line.index(line.split()[1]) for line in starts.values()}) == 1  # aligned
     assert ENGINE in starts["engine"]
     assert RELEASE in starts["release"]

@@ -225,7 +225,7 @@ def _files(
         approver=version.user or UNKNOWN_APPROVER,
         approved_at=judged.approved_at,
         built_at=staged.built_at,
-        engine_key=staged.built.key,
+        engine_key=staged.built.key or msgspec.UNSET,
         overrides=[one for one in judged.overrides if concerns(one.gate)] or msgspec.UNSET,
         expected=promised(judged.metrics, staged.built.measured),
     )

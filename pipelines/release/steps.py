@@ -115,7 +115,8 @@ class Steps:
         files: Mapping[str, bytes] = {}
         if self._lacking(attempt):
             engines, material = self._engines(attempt, asked), self._material(asked.version)
-            judged = Judged(attempt.gates, attempt.overrides, asked.limits, attempt.begun_at)
+            metrics = self._registry.metrics(asked.version)
+            judged = Judged(attempt.gates, attempt.overrides, asked.limits, attempt.begun_at, metrics)
             files = candidate.release_files(self._registry.model, asked.version, engines, material, judged)
         channel = self._publish(attempt, files)
         return self._journal.move(attempt, State.SIGNED, sequence=channel.sequence)

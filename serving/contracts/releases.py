@@ -151,7 +151,8 @@ class Passport(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     approver: str
     approved_at: str  # RFC 3339, UTC: when the alias was seen on this version
     built_at: str
-    engine_key: Optional[EngineKey] = None  # of an engine that was compiled; None: one that any machine loads
+    # Of an engine that was compiled; unset: one that any machine loads.
+    engine_key: Union[EngineKey, msgspec.UnsetType] = msgspec.UNSET
     # Left out where there is none, so that robots from before this field read all other passports.
     overrides: Union[List[Override], msgspec.UnsetType] = msgspec.UNSET
     expected: Union[Expected, msgspec.UnsetType] = msgspec.UNSET  # likewise

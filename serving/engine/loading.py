@@ -67,7 +67,7 @@ def load(candidate: Candidate, settings: EngineSettings, closing: threading.Even
 
 
 def _load_once(candidate: Candidate, settings: EngineSettings) -> Loaded:
-    engine = Engine(candidate.engine, settings, candidate.passport.engine_key)
+    engine = Engine(candidate.engine, settings, candidate.passport.engine_key or None)
     try:
         checked = check(engine, candidate.passport, candidate.golden, settings)
     except BaseException:

@@ -1,139 +1,199 @@
-"""The console's pages. Each shows the feed's picture, and sends the browser what changed twice a second."""
+"""The console's pages, put together: which address shows what. How a page stays current is in shell.py."""
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
 from markupsafe import Markup
 from nicegui import app as nicegui_app
 from nicegui import ui
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from serving.errors import JetloopError
-from telemetry import origin
-from telemetry.console import markup
-from telemetry.console.feed import STORE_S, Feed, Picture
-from telemetry.console.style import FAVICON, HEAD, TOGGLE_DARK
+from telemetry.console import event_page, events_page, html, releases_page, robot_page
+from telemetry.console.access import Access, Gate, Sessions, who
+from telemetry.console.actions import add_actions
+from telemetry.console.feed import Feed, Picture
+from telemetry.console.fleet import STATES, View
+from telemetry.console.fleet_page import FleetPage
+from telemetry.console.login import add_login, document
+from telemetry.console.reads import ConsoleStore
+from telemetry.console.robot_page import Course
+from telemetry.console.shell import Page, errors, raw
+from telemetry.console.style import FAVICON
+from telemetry.notes import Notes, subject_of_robot
 
 TITLE = "jetloop"
-_PAGES = (("Robots", "/"), ("Events", "/events"), ("Releases", "/releases"))
-_LATEST = 12  # events below the robots
-
-Part = Callable[[Picture], Markup]
+COURSE_S = 5.0  # between two looks at the course of the robot that a page shows
 
 
-def make_app(feed: Feed) -> FastAPI:
+@dataclass(frozen=True)
+class Console:
+    """What the pages are made of."""
+
+    feed: Feed
+    access: Access
+    notes: Notes
+    data_docs: Path  # of the stage validate
+
+
+def make_app(console: Console) -> ASGIApp:
     """The console as an ASGI application; it starts and ends the feed with itself."""
     app = FastAPI(openapi_url=None)
+    sessions = Sessions()
     tasks: list[asyncio.Task[None]] = []
 
     @app.get("/healthz")
     def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    nicegui_app.on_startup(lambda: tasks.append(asyncio.create_task(feed.run())))
+    @app.exception_handler(JetloopError)
+    async def failed(_: Request, problem: Exception) -> Response:
+        body = Markup('<main class="main">{}<p><a href="/">To the robots</a></p></main>')
+        return document(TITLE, body.format(html.problem(str(problem))), 400)
+
+    add_login(app, console.access, sessions)
+    add_actions(app, console.feed, console.notes)
+    app.mount("/data/docs", StaticFiles(directory=console.data_docs, html=True, check_dir=False))
+    nicegui_app.on_startup(lambda: tasks.append(asyncio.create_task(console.feed.run())))
     nicegui_app.on_shutdown(lambda: [task.cancel() for task in tasks])
-    _add_pages(feed)
+    _add_pages(console)
     ui.run_with(app, title=TITLE, dark=None, favicon=FAVICON, tailwind=False, show_welcome_message=False)
-    return app
+    return Gate(app, console.access, sessions)
 
 
-def _add_pages(feed: Feed) -> None:
+def _add_pages(console: Console) -> None:
+    feed = console.feed
+
     @ui.page("/")
-    async def robots() -> None:
-        await _show(feed, "/", _robots)
+    async def robots(request: Request, text: str = "", state: str = "all", ring: str = "", sort: str = "Robot") -> None:
+        down = request.query_params.get("down") == "True"
+        view = View(text[:100], state if state in STATES else "all", ring, sort, down)
+        await FleetPage(feed, who(request.scope), view).begin()
+
+    @ui.page("/robot/{site}/{robot}")
+    async def robot(request: Request, site: str, robot: str) -> None:
+        await _robot(console, request, site, robot)
 
     @ui.page("/events")
-    async def events(robot: str = "", metrics: bool = False) -> None:
-        await _show(feed, "/events", lambda picture: _events(picture, robot, metrics))
+    async def events(request: Request) -> None:
+        await _events(feed, request)
 
     @ui.page("/releases")
-    async def releases() -> None:
-        await _show(feed, "/releases", lambda picture: _releases(picture, feed.mlflow_url))
+    async def releases(request: Request) -> None:
+        page = Page(feed, "/releases", who(request.scope))
+        with page.content:
+            page.part(errors)
+            raw(Markup("<h1>Releases</h1>"))
+            page.part(lambda picture: releases_page.page(picture, feed.mlflow_url))
+        await page.begin()
 
     @ui.page("/event/{event_id}")
-    async def event(event_id: str) -> None:
-        await _show(feed, "/events", None, await _event(feed, event_id))
+    async def event(request: Request, event_id: str) -> None:
+        page = Page(feed, "/events", who(request.scope))
+        await page.begin()
+        with page.content:
+            raw(await event_page.page(feed, console.notes, page.who, event_id))
+
+    @ui.page("/data")
+    async def data(request: Request) -> None:
+        page = Page(feed, "/data", who(request.scope))
+        await page.begin()
+        with page.content:
+            raw(Markup("<h1>Data</h1>"))
+            raw(_data(console.data_docs))
 
 
-def _robots(picture: Picture) -> Markup:
-    errors = markup.problem(picture.store_error) + markup.problem(picture.releases_error)
-    if picture.store_error and not picture.robots:  # zeros would pass for readings
-        return errors + Markup("<h1>Robots</h1>")
-    latest = markup.events(picture.events[:_LATEST], markup.no_events())
-    more = Markup('<h2>Latest events <a class="note" href="/events">all</a></h2>')
-    parts = (Markup("<h1>Robots</h1>"), markup.summary(picture), markup.robots(picture), more, latest)
-    return errors + markup.join(parts)
+async def _robot(console: Console, request: Request, site: str, robot: str) -> None:
+    """The page of one robot: its state twice a second, its course every few seconds."""
+    page = Page(console.feed, "/", who(request.scope))
+    found: list[Course] = []
+
+    async def look() -> None:
+        try:
+            rows = await console.feed.ask(lambda store: _course(store, console.notes, site, robot))
+        except JetloopError:
+            return  # the picture says what is wrong, and the page shows it
+        found[:] = [rows]
+
+    def of_course(part: Callable[[Course], Markup]) -> Callable[[Picture], Markup]:
+        return lambda picture: part(found[0]) if found and found[0].robot else Markup("")
+
+    def of_robot(part: Callable[[html.Row, Picture], Markup]) -> Callable[[Picture], Markup]:
+        def draw(picture: Picture) -> Markup:
+            rows = (row for row in picture.robots if (row["site"], row["robot"]) == (site, robot))
+            row = next(rows, found[0].robot if found else None)
+            return part(row, picture) if row else Markup("")
+
+        return draw
+
+    await look()
+    with page.content:
+        page.part(errors)
+        if found and found[0].robot is None:
+            raw(html.problem(f"no robot {site}/{robot} in the store; the list of robots shows those that are"))
+        page.part(of_robot(robot_page.head))
+        page.part(of_robot(robot_page.now))
+        page.part(of_course(robot_page.course))
+        page.part(of_course(lambda course: Markup("<h2>Notes</h2>")))
+        subject, back = subject_of_robot(site, robot), request.url.path
+        form = (subject, back, page.who.token)
+        page.part(of_course(lambda course: robot_page.notes(course.notes, *form, operates=page.who.operates)))
+        page.part(of_course(lambda course: Markup("<h2>Refused, or gone back</h2>") + robot_page.refusals(course)))
+        page.part(of_course(lambda course: Markup("<h2>Timeline</h2>") + robot_page.timeline(course)))
+    await page.begin()
+    ui.timer(COURSE_S, look)
 
 
-def _events(picture: Picture, robot: str, metrics: bool) -> Markup:
-    rows = [
-        row
-        for row in (picture.with_metrics if metrics else picture.events)
-        if robot in ("", f"{row['site']}/{row['robot']}")
-    ]
-    switch = Markup('<a href="/events?robot={}&metrics={}">{} metrics</a>').format(
-        robot, str(not metrics).lower(), "without" if metrics else "with"
+def _course(store: ConsoleStore, notes: Notes, site: str, robot: str) -> Course:
+    return Course(
+        robot=store.robot(site, robot),
+        events=store.course(site, robot, robot_page.TIMELINE, metrics=False),
+        metrics=store.course(site, robot, robot_page.CHART, metrics=True),
+        notes=notes.of(subject_of_robot(site, robot)),
     )
-    every = Markup('<a href="/events?metrics={}">all robots</a>').format(str(metrics).lower()) if robot else ""
-    title = Markup("<h1>Events {}</h1>").format(markup.note(robot and f"of {robot}"))
-    page = markup.problem(picture.store_error) + Markup('<div class="tools">{}{}{}</div>').format(title, every, switch)
-    page += markup.events(rows, Markup("") if picture.store_error else markup.no_events())
-    if picture.rejected:
-        page += Markup("<h2>Refused messages</h2>") + markup.rejected(picture.rejected)
-    return page
 
 
-def _releases(picture: Picture, mlflow_url: str) -> Markup:
-    title = Markup("<h1>Releases</h1>")
-    return markup.problem(picture.releases_error) + title + markup.releases(picture, mlflow_url)
+async def _events(feed: Feed, request: Request) -> None:
+    """The newest events, live; or what a search found, once."""
+    query = dict(request.query_params)
+    page = Page(feed, "/events", who(request.scope))
+    with page.content:
+        page.part(errors)
+        raw(Markup("<h1>Events</h1>") + events_page.form(query))
+        if not events_page.is_search(query):
+            page.part(_newest)
+            page.part(_refused)
+        body = raw(Markup(""))
+    picture = await page.begin()
+    if events_page.is_search(query):
+        try:
+            rows = await feed.ask(lambda store: store.search(events_page.wanted(query, picture.at)))
+            body.set_content(events_page.found(rows))
+        except JetloopError as problem:
+            body.set_content(html.problem(str(problem)) if not picture.store_error else Markup(""))
 
 
-async def _event(feed: Feed, event_id: str) -> Markup:
-    """The page of one event, with where it comes from, or with why that is not known."""
-    picture = await feed.picture()
-    try:
-        row = await feed.event(event_id)
-    except JetloopError as problem:
-        return Markup("<h1>Event</h1>") + markup.problem(str(problem))
-    page = Markup('<div class="head"><h1 class="mono">{}</h1>{}</div>').format(row["id"], markup.chip(row["type"]))
-    page += Markup('<div class="card">{}</div><h2>Where it comes from</h2>').format(markup.facts(row))
-    try:
-        found = origin.trace(row, picture.releases)
-    except JetloopError as problem:
-        return page + markup.problem(picture.releases_error or str(problem))
-    steps = origin.steps(found, feed.releases_url, feed.mlflow_url)
-    return page + Markup('<div class="card">{}</div>').format(markup.origin(steps))
+def _newest(picture: Picture) -> Markup:
+    if picture.events:
+        return events_page.events(picture.events)
+    return Markup("") if picture.store_error else events_page.no_events()
 
 
-async def _show(feed: Feed, here: str, part: Part | None, page: str = "") -> None:
-    """Header and content; `part` is drawn again for every new picture, `page` stays as it is."""
-    ui.add_head_html(HEAD)
-    picture = await feed.picture()
-    with ui.element("header").classes("top"):
-        ui.html(_navigation(here), sanitize=False).style("display:contents")
-        live = ui.html(_live(picture), sanitize=False)
-        ui.element("button").classes("dark-toggle").props('title="Light or dark" aria-label="Light or dark"').on(
-            "click", js_handler=TOGGLE_DARK
-        ).add_slot("default", "◐")
-    content = ui.html(part(picture) if part else page).classes("main")
-
-    async def refresh() -> None:
-        now = await feed.picture()
-        live.set_content(_live(now))
-        if part:
-            content.set_content(part(now))
-
-    ui.timer(STORE_S, refresh)
+def _refused(picture: Picture) -> Markup:
+    if not picture.rejected:
+        return Markup("")
+    return Markup("<h2>Refused messages</h2>") + events_page.rejected(picture.rejected)
 
 
-def _navigation(here: str) -> Markup:
-    links = (
-        Markup('<a href="{}" class="{}">{}</a>').format(path, "here" if path == here else "", name)
-        for name, path in _PAGES
-    )
-    return Markup('<a class="name" href="/">jetloop</a><nav>{}</nav>').format(markup.join(links))
-
-
-def _live(picture: Picture) -> Markup:
-    down = picture.store_error or picture.releases_error
-    return Markup('<span class="live {}">{}</span>').format("down" if down else "", "trouble" if down else "live")
+def _data(docs: Path) -> Markup:
+    if not (docs / "index.html").is_file():
+        what = f"{docs} has none. The stage validate writes it; --data-docs names the folder."
+        return html.empty("No data-quality report yet", what, "dvc repro validate")
+    text = "What every expectation found in the images that the models were trained on, by Great Expectations."
+    link = html.link("/data/docs/index.html", "Open the data-quality report", "button")
+    return Markup('<div class="card"><p>{}</p>{}</div>').format(text, link)

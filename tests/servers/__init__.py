@@ -1,0 +1,1 @@
+"""Real servers for tests, each a fixture of its own."""

@@ -1,0 +1,132 @@
+"""The benchmarks of images and gate, on a handful of images and rooms: their figures are what they say."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from pipelines.params import GateParams
+from simulator.suite import Counts
+from tests.bench import frozen, gate, looks_real
+from tests.bench.real_sets import rows_of, simulate
+from training.dataset import Images
+from training.fit import fit, infer
+from training.model import build_backbone
+from training.settings import TrainSettings
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    torch.save(build_backbone("mobilenet_v3_small").state_dict(), tmp_path / "weights.pth")
+    return tmp_path / "weights.pth"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Three sets of two sources, made of simulated frames."""
+    from PIL import Image
+
+    rows, pixels = simulate(3, 6)
+    for number, (row, frame) in enumerate(zip(rows, pixels, strict=True)):
+        name = ("anna_hall", "anna_loft", "ben_den")[number // 6]
+        folder = tmp_path / "sets" / name / row.label
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(frame).save(folder / f"{number}.jpg")
+    return tmp_path / "sets"
+
+
+def test_a_frozen_head_is_the_projects_own(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On features kept from before, training.fit makes the very network that it makes of the images."""
+    monkeypatch.setattr(frozen, "CACHE", tmp_path / "cache")
+    rows, pixels = simulate(1, 8)
+    labels = np.array([row.label == "free" for row in rows], dtype=np.int64)
+    settings = frozen.settings_of(weights, 112, 3, 0.002, "head")
+    features = frozen.features_of(pixels, settings)
+    made = frozen.train_head(rows, features, labels, settings, 1)
+    own = frozen._pretrained(settings)
+    torch.manual_seed(1)
+    frozen.replace_layer(own.backbone, "classifier.3", torch.nn.Linear(1024, 2))
+    fitted = fit(own, settings, Images(rows, pixels, labels), None).network
+    assert np.allclose(infer(fitted, pixels), frozen.logits_of(made, features), atol=1e-4)
+    assert np.allclose(infer(frozen.whole(made, settings), pixels), frozen.logits_of(made, features), atol=1e-4)
+    assert np.array_equal(frozen.features_of(pixels, settings), features)  # out of the cache
+
+
+def test_looks_real_judges_each_set_without_its_source(
+    data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command writes three ways of training for each set; no way has seen an image of the judged source."""
+    monkeypatch.setattr(frozen, "CACHE", tmp_path)
+    options = ["--data", str(data), "--weights", str(weights), "--rooms", "2", "--images", "4", "--repeats", "1"]
+    options += ["--resolution", "112", "--epochs", "1", "--out", str(tmp_path / "looks.json")]
+    done = CliRunner().invoke(looks_real.command, options)
+    assert done.exit_code in (0, 1), done.output
+    told = json.loads((tmp_path / "looks.json").read_text())
+    assert set(told["sets"]) == {"anna_hall", "anna_loft", "ben_den"}
+    assert all(set(ways) == set(looks_real.WAYS) for ways in told["sets"].values())
+    every = looks_real.gather(data, 1, 4, TrainSettings(backbone="mobilenet_v3_small", weights=str(weights)))
+    seen: list[tuple[set[str], set[str]]] = []
+
+    def train(learned: looks_real.Data, judged: looks_real.Data, seed: int) -> np.ndarray:
+        seen.append(({row.source for row in learned.rows}, {row.source for row in judged.rows}))
+        return np.zeros((len(judged.rows), 2), np.float32)
+
+    looks_real.judge(every, train, 1)
+    assert [learned for learned, _ in seen[:3]] == [{"arena"}, {"ben"}, {"ben", "arena"}]
+    assert all(not learned & judged for learned, judged in seen)
+
+
+def test_the_gate_is_measured(data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two models of more and less data are trained, exported, driven and judged."""
+    monkeypatch.setattr(frozen, "CACHE", tmp_path)
+    options = ["--data", str(data), "--weights", str(weights), "--models", "2", "--rooms", "2", "--seconds", "5"]
+    options += ["--suite-rooms", "2", "--simulated-rooms", "2", "--epochs", "1", "--processes", "1"]
+    done = CliRunner().invoke(gate.command, [*options, "--out", str(tmp_path / "gate.json")])
+    assert done.exit_code in (0, 1), done.output
+    told = json.loads((tmp_path / "gate.json").read_text())
+    assert [one["images"] for one in told["models"]] == [12, 50]
+    assert all(0.5 <= one["same_verdict"] <= 1 for one in told["models"])
+
+
+def test_subsets_are_nested(data: Path) -> None:
+    """More data is the same data and more of it, with every class of every source in it."""
+    every = looks_real.Data([*simulate(2, 10)[0]], np.zeros(20), np.zeros(20))
+    less, more = gate.subset(every, 0.3), gate.subset(every, 0.6)
+    assert (less.sum(), more.sum()) == (6, 12)
+    assert not (less & ~more).any()
+    assert rows_of([]) == []
+
+
+def test_a_verdict_is_steady_away_from_the_limit() -> None:
+    """A model that hits nothing always passes, one that hits all the time never; one at the limit changes."""
+    limits = GateParams(
+        min_balanced_accuracy=0.5,
+        min_blocked_recall=0.5,
+        max_parity_error=1,
+        max_latency_ms={},
+        max_collisions_per_100m=20,
+        min_distance_m_per_min=2,
+    )
+    rng = np.random.default_rng(0)
+
+    def of(rate: float) -> dict[str, float]:
+        rooms = {
+            number: Counts(seconds=60, distance_m=8, collisions=int(rng.poisson(rate)), frames=1200)
+            for number in range(100)
+        }
+        return gate.stability(rooms, 50, limits)
+
+    assert of(0.2) == {"passes": 1.0, "same_verdict": 1.0}
+    assert of(4.0) == {"passes": 0.0, "same_verdict": 1.0}
+    assert of(1.3)["same_verdict"] < 0.95
+    found = [
+        {"balanced_accuracy": 0.1 * n, "collisions_per_100m": -n, **dict.fromkeys(OTHERS, np.nan)} for n in (1, 2, 3)
+    ]
+    assert gate.correlations(found) == {"collisions_per_100m": -1.0}
+
+
+OTHERS = ("collisions_per_100m_high", "missed_share", "false_stop_share", "stuck_share", "distance_m_per_min")
