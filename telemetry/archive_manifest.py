@@ -1,4 +1,4 @@
-"""What belongs to an archive: numbered manifests, of which the newest is the truth. docs/adr/0008-archive-manifests.md
+"""What belongs to an archive: numbered manifests, of which the newest is the truth. docs/adr/0007-archive-manifests.md
 
     manifests/0000000042.json                            one a commit, never changed
     events/date=2026-11-23/site=lab/<uuid>.parquet       belongs to the archive once a manifest names it

@@ -52,7 +52,8 @@ def test_the_params_of_the_repository_are_allowed() -> None:
         (
             "datas",
             {},
-            "`datas` is not a known block; allowed: data, split, train, unseen, evaluate, export, simulate, gates, rollout",
+            "`datas` is not a known block; "
+            "allowed: data, split, train, unseen, evaluate, export, simulate, gates, rollout",
         ),
         (
             "train.backbone",

@@ -87,11 +87,11 @@ def test_a_version_waits_for_its_board_and_is_then_released(desk: Desk, url: str
     assert channel is not None
     assert set(channel.passports) == {TARGET, BOARD}
     passport = msgspec.json.decode(desk.repository.read(channel.passports[BOARD]), type=Passport)
-    assert passport.engine_key is not None
+    assert passport.engine_key
     assert passport.engine_key.board == "board"
     assert passport.engine_key.onnx_sha256 == passport.lineage.onnx_sha256
     assert "onnxruntime" in passport.measured.machine
-    assert desk.repository.passport(channel.passports[TARGET]).engine_key is None
+    assert not desk.repository.passport(channel.passports[TARGET]).engine_key
 
 
 def test_another_version_of_the_same_network_needs_no_new_build(desk: Desk, url: str) -> None:

@@ -18,6 +18,7 @@ ACCURACY_METRIC = "test/balanced_accuracy"
 RECALL_METRIC = "test/blocked_recall"
 COLLISIONS_METRIC = "simulate/collisions_per_100m_high"  # upper end: what it could be, after so short a drive
 DISTANCE_METRIC = "simulate/distance_m_per_min"
+ROOMS_METRIC = "simulate/rooms"  # that were driven until the figures were sure, or until there were no more
 INT8_TARGETS_TAG = "int8.targets"
 CHECKS_TAGS = ("validate.passed", "validate.errors", "validate.warnings")  # set by `register`
 MB = 1e6
@@ -42,8 +43,9 @@ def accuracy_gates(metrics: Mapping[str, float], limits: GateParams) -> list[Gat
 def driving_gates(metrics: Mapping[str, float], limits: GateParams) -> list[GateResult]:
     """Judges how the network drove in the stage `simulate`; nothing where params.yaml sets no limit for it.
 
-    Collisions are judged by the upper end of their 95 % interval: a model has to show that it hits little, and not to
-    have been lucky in a few rooms. The distance is asked for because what stands still hits nothing.
+    Collisions are judged by the upper end of their 95 % interval, the distance by the lower one: a model has to show
+    that it hits little, and not to have been lucky in a few rooms. What is not decided by as many rooms as the stage
+    may drive does not pass. The distance is asked for because what stands still hits nothing.
 
     Args:
         metrics: the metrics of the MLflow run.
@@ -52,22 +54,34 @@ def driving_gates(metrics: Mapping[str, float], limits: GateParams) -> list[Gate
     found = []
     distance, collisions = metrics.get(DISTANCE_METRIC), metrics.get(COLLISIONS_METRIC)
     if limits.min_distance_m_per_min is not None:
-        found.append(_driven(distance, limits.min_distance_m_per_min))
+        found.append(_driven(distance, limits.min_distance_m_per_min, metrics))
     if limits.max_collisions_per_100m is not None:
         if collisions is not None:
-            found.append(at_most("collisions", collisions, limits.max_collisions_per_100m, "per 100 m, at 95 %"))
+            judged = at_most("collisions", collisions, limits.max_collisions_per_100m, "per 100 m, at 95 %")
+            found.append(_with_doubt(judged, COLLISIONS_METRIC.removesuffix("_high"), metrics))
         else:
             why = _not_simulated(COLLISIONS_METRIC) if distance is None else "it hardly drove: nothing to judge them by"
             found.append(GateResult(name="collisions", passed=False, limit=limits.max_collisions_per_100m, detail=why))
     return found
 
 
-def _driven(distance_m_per_min: float | None, limit: float) -> GateResult:
+def _driven(distance_m_per_min: float | None, limit: float, metrics: Mapping[str, float]) -> GateResult:
     if distance_m_per_min is None or not (math.isfinite(distance_m_per_min) and distance_m_per_min >= 0):
         return GateResult(name="distance", passed=False, limit=limit, detail=_not_simulated(DISTANCE_METRIC))
-    passed = distance_m_per_min >= limit
-    detail = f"{_number(distance_m_per_min)} {'≥' if passed else '<'} {_number(limit)} m a minute"
-    return GateResult(name="distance", passed=passed, value=distance_m_per_min, limit=limit, detail=detail)
+    value = metrics.get(f"{DISTANCE_METRIC}_low", distance_m_per_min)  # no interval where all rooms gave the same
+    passed = value >= limit
+    detail = f"{_number(value)} {'≥' if passed else '<'} {_number(limit)} m a minute"
+    judged = GateResult(name="distance", passed=passed, value=value, limit=limit, detail=detail)
+    return _with_doubt(judged, DISTANCE_METRIC, metrics)
+
+
+def _with_doubt(judged: GateResult, metric: str, metrics: Mapping[str, float]) -> GateResult:
+    """A refusal whose interval holds the limit says that it is one for doubt, after so many rooms."""
+    low, high, rooms = (metrics.get(name, math.nan) for name in (f"{metric}_low", f"{metric}_high", ROOMS_METRIC))
+    if judged.passed or judged.limit is None or not (low <= judged.limit <= high and math.isfinite(rooms)):
+        return judged
+    why = f"not decided after {rooms:.0f} rooms ({_number(low)} to {_number(high)}), and in doubt no"
+    return msgspec.structs.replace(judged, detail=f"{judged.detail}: {why}")
 
 
 def _not_simulated(metric: str) -> str:

@@ -119,7 +119,9 @@ class Runner:
         for role in ("root", "targets"):
             days = (self._repository.expires()[role].timestamp() - now) / 86400
             if days < OFFLINE_WARNING_DAYS:
-                log.warning("%s expires in %d days: sign it anew with `jetloop release keys renew %s`", role, days, role)
+                log.warning(
+                    "%s expires in %d days: sign it anew with `jetloop release keys renew %s`", role, days, role
+                )
 
 
 def _kind(trouble: str) -> str:

@@ -28,6 +28,8 @@ EVENT_TYPES = (
     "model.refused",
     "model.rolled-back",
     "engine.failed",
+    "motors.guard-restarted",
+    "slots.damaged",
     "frame.stale",
     "outbox.dropped",
     "metrics",
