@@ -74,6 +74,7 @@ class Client:
 
     def crash(self) -> None:
         """The connection ends without a word, as when a process is killed."""
+        wait_for(self.paho.is_connected, what="the client's connection")
         self.paho.loop_stop()
         connection = self.paho.socket()
         assert isinstance(connection, socket.socket)

@@ -17,7 +17,7 @@ from pipelines.demo.terminal import Terminal
 from serving.errors import OperatorError
 
 ROBOT_SEED = 7  # of the room it drives in; the images are from other rooms
-LAB = 3  # site of all rooms: one floor, one light, one kind of camera, as a lab has them
+LAB = 12  # site of all rooms: one floor, one light, one kind of camera, as a lab has them
 
 
 @click.command()
