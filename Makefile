@@ -3,7 +3,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-gpu check format services lock clean \
     bench-train bench-ablation bench-robot bench-outage bench-scale bench-networks bench-simulator bench-console \
-    bench-looks-real bench-gate bench-telemetry bench-archive bench-store chaos-release chaos-telemetry
+    bench-looks-real bench-gate bench-telemetry bench-archive bench-store bench-release \
+    chaos-release chaos-telemetry
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
@@ -99,6 +100,9 @@ bench-archive: setup  ## 1,000,000 events into the Parquet archive, and a questi
 
 bench-store: setup  ## the store against a bare insert, on SQLite and PostgreSQL
 	@$(BIN)/python -m tests.bench.store
+
+bench-release: setup  ## alias to one robot's first decision, to the last of 100, a poll's cost; a few minutes
+	@$(BIN)/python -m tests.bench.release
 
 chaos-release: setup  ## 2,000 random corruptions of the signed repository; 200 kills of who publishes and pulls, and of the service
 	@$(BIN)/python -m tests.bench.release_chaos

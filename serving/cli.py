@@ -8,7 +8,7 @@ from serving.command_line import LazyGroup, run
 from serving.errors import OperatorError
 
 COMMANDS = {
-    "run": ("serving.daemon:command", "Run the robot: camera, model, motors, updates and events."),
+    "run": ("serving.run:command", "Run the robot: camera, model, motors, updates and events."),
     "status": ("serving.local.commands:status", "Tell what the robot on this machine does."),
     "stop": ("serving.local.commands:stop", "Motors to zero, until `resume`."),
     "resume": ("serving.local.commands:resume", "Drive again after `stop`."),

@@ -1,30 +1,30 @@
-"""The control loop: frame in, decision, motors; and what people and the store get to know of it.
+"""The control loop: frame in, decision, motors.
 
-The loop waits for the camera and, bounded, for the engine; for nothing else. Recorder and reporter take what they are
-given in memory and write it elsewhere. Which engine drives is the supervisor's business, stopping is the dead man's.
+The loop waits for the camera and, bounded, for the engine; for nothing else. What others get to know of it is
+account.py. Which engine drives is the supervisor's business, stopping is the dead man's.
 """
 
-import datetime
 import logging
 import threading
 import time
-from typing import Any, Callable, Dict, NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional
 
+from serving.account import Account
 from serving.config import ControlSettings
-from serving.decide import Action, DriveState, Motion, decide
+from serving.decide import Action, DriveState, decide
 from serving.engine.client import EngineFailed
-from serving.engine.supervisor import Loaded, Supervisor, Tells
+from serving.engine.loading import Loaded
+from serving.engine.supervisor import Supervisor
 from serving.errors import OperatorError
 from serving.hardware.base import Frame, Hardware, Readings
 from serving.motors import DeadMan
-from serving.recorder import Line, Recorder
-from serving.window import Window
+from serving.recorder import Recorder
+from serving.reporter import Tells
 
 log = logging.getLogger("control")
 
 _CAMERA_RETRY_S = 1.0
 _READINGS_EVERY_S = 0.1
-_STALE_EVENT_EVERY_S = 10.0
 
 
 class Status(NamedTuple):
@@ -39,17 +39,6 @@ class Decided(NamedTuple):
 
     action: Action
     latency_ms: float  # from having the frame to the decision
-
-
-class _Done(NamedTuple):
-    """A decision that reached the motors. Times are of time.monotonic()."""
-
-    action: Action
-    loaded: Loaded
-    sequence: int
-    captured_s: float
-    received_s: float
-    done_s: float
 
 
 def _nobody_listens(*_: object) -> None:
@@ -90,25 +79,18 @@ class Control:
         self._decide_timeout_s = decide_timeout_s
         self._supervisor = supervisor
         self._motors = motors
-        self._recorder = recorder
-        self._reporter = reporter
+        self._account = Account(recorder, reporter)
         self._on_decided = on_decided
         self._on_frame = on_frame
         self._held: Optional[str] = None  # why a person wants the motors at zero
         self._acting = threading.Lock()  # held while a command goes to the motors
         self._drive = DriveState()
         self._driver: Optional[Loaded] = None  # made the last decision
-        self._avoiding_since_s: Optional[float] = None
-        self._acted: Optional[Action] = None  # the last that reached the motors
-        self._sequence = 0
-        self._done: Optional[_Done] = None  # the last decision, not yet written down
         self._standing = "no frame yet"  # why nothing moves, as far as this thread knows
         self._acted_s = 0.0  # time.monotonic() of the last decision that reached the motors
-        self._stale_told_s = -_STALE_EVENT_EVERY_S
-        self._stale_count = 0
         self._readings_s = 0.0
         self._closing = threading.Event()
-        self.window = Window()
+        self.window = self._account.window
         self.readings = Readings()
         self.turned_s = time.monotonic()
         self.last: Optional[Decided] = None
@@ -165,7 +147,7 @@ class Control:
             log.exception("the control loop failed")
             self.crashed = problem
             self._motors.stop("the control loop failed")
-        self._note_last()
+        self._account.write_down()
 
     def step(self) -> None:
         """One turn of the loop: at most one frame and one decision; then, the motors set, what can wait."""
@@ -177,7 +159,7 @@ class Control:
         elif frame is not None:
             self._decide_on(frame, loaded, time.monotonic())
         if frame is None or loaded is None:
-            self._note_last()
+            self._account.write_down()
         if frame is not None:
             self._on_frame(frame)
         self._read_sensors()
@@ -189,7 +171,7 @@ class Control:
             return
         try:
             loaded.engine.begin(frame.pixels)
-            self._note_last()  # while the engine computes
+            self._account.write_down()  # while the engine computes
             logits = loaded.engine.result(self._decide_timeout_s)
         except EngineFailed as problem:
             self._motors.stop(str(problem))
@@ -200,8 +182,8 @@ class Control:
             self._drive, self._driver = self._drive.for_new_engine(), loaded
         action, drive = decide(logits, frame.captured_at, self._drive, loaded.passport.decision, self._settings)
         if self._act(action, loaded, frame, received_s):
-            self._tell_avoidance(action, drive, frame)
-            self._drive, self._acted = drive, action
+            self._account.avoiding(drive.blocked, action, frame)
+            self._drive = drive
 
     def _read(self) -> Optional[Frame]:
         """The newest frame; None when there is none."""
@@ -240,33 +222,10 @@ class Control:
             return False
         done_s = time.monotonic()
         self._supervisor.decided(loaded)
-        self._sequence += 1
         self._acted_s, self._standing = done_s, ""
-        self._done = _Done(action, loaded, self._sequence, frame.captured_at, received_s, done_s)
+        self._account.acted(action, loaded, frame, received_s, done_s)
         self._on_decided(loaded, frame, action, (done_s - received_s) * 1e3)
         return True
-
-    def _note_last(self) -> None:
-        """Writes the last decision down, once."""
-        done, self._done = self._done, None
-        if done is None:
-            return
-        action = done.action
-        latency_ms, age_ms = (done.done_s - done.received_s) * 1e3, (done.done_s - done.captured_s) * 1e3
-        self.window.add(latency_ms, age_ms, action.motion is not Motion.FORWARD)
-        self._recorder.record(
-            Line(
-                captured_unix_s=time.time() - (time.monotonic() - done.captured_s),
-                sequence=done.sequence,
-                engine=done.loaded.passport.engine.sha256,
-                p_blocked=action.p_blocked,
-                action=action.motion.value,
-                age_ms=age_ms,
-                latency_ms=latency_ms,
-                left=action.left,
-                right=action.right,
-            )
-        )
 
     def _stand_still(self, reason: str) -> bool:
         """Remembers why nothing moves; True when the reason is new."""
@@ -275,43 +234,14 @@ class Control:
 
     def _stale(self, cause: str, age_s: Optional[float]) -> None:
         """A frame that does not count: too old, decided on too late, or not there at all."""
-        self.window.add_stale()
-        self._stale_count += 1
         if cause != "no-camera":
             self._stand_still(f"no fresh frame ({cause})")
-        if time.monotonic() - self._stale_told_s < _STALE_EVENT_EVERY_S:
-            return
-        data: Dict[str, Any] = {"cause": cause, "count": self._stale_count}
-        if age_s is not None:
-            data["age_ms"] = age_s * 1e3
-        self._reporter.emit("frame.stale", data)
-        self._stale_told_s, self._stale_count = time.monotonic(), 0
-
-    def _tell_avoidance(self, action: Action, drive: DriveState, frame: Frame) -> None:
-        if drive.blocked and self._avoiding_since_s is None:
-            self._avoiding_since_s = frame.captured_at
-            data = {"p_blocked": action.p_blocked, "action": action.motion.value}
-            self._reporter.emit("avoidance.started", data, _utc(frame.captured_at))
-        elif not drive.blocked and self._avoiding_since_s is not None:
-            data = {"p_blocked": action.p_blocked, "duration_s": frame.captured_at - self._avoiding_since_s}
-            self._avoiding_since_s = None
-            self._reporter.emit("avoidance.ended", data, _utc(frame.captured_at))
+        self._account.stale(cause, age_s)
 
     def _read_sensors(self) -> None:
         now_s = time.monotonic()
         if now_s - self._readings_s < _READINGS_EVERY_S:
             return
         self._readings_s = now_s
-        before, self.readings = self.readings.collisions, self._hardware.readings()
-        after = self.readings.collisions
-        if before is not None and after is not None and after > before:
-            data: Dict[str, Any] = {"count": after - before, "total": after}
-            if self._acted is not None:
-                data.update(action=self._acted.motion.value, p_blocked=self._acted.p_blocked)
-            self._reporter.emit("collision", data)
-
-
-def _utc(captured_at_s: float) -> datetime.datetime:
-    """The UTC time of a time.monotonic()."""
-    ago = datetime.timedelta(seconds=time.monotonic() - captured_at_s)
-    return datetime.datetime.now(datetime.timezone.utc) - ago
+        self.readings = self._hardware.readings()
+        self._account.bumped(self.readings.collisions)

@@ -1,4 +1,4 @@
-"""`jetloop-robot run`: wires the parts of one robot, and ends with the motors at zero.
+"""The daemon: wires the parts of one robot, and ends with the motors at zero.
 
 What each part does is in its module; what is told of them, again and again, in teller.py. Nothing here waits for the
 network: the robot boots with what its slots hold.
@@ -11,23 +11,20 @@ import logging
 import os
 import platform
 import secrets
-import signal
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any, Callable, Dict
 
-import click
 import msgspec
 
 from serving.capture import Capture
-from serving.command_line import log_to_stderr
-from serving.config import RobotConfig, load
+from serving.config import RobotConfig
 from serving.control import Control
 from serving.decide import Action
 from serving.engine.client import backend_file
-from serving.engine.supervisor import Loaded, Supervisor
+from serving.engine.loading import Loaded
+from serving.engine.supervisor import Supervisor
 from serving.errors import OperatorError
 from serving.guarded_motors import GuardedMotors
 from serving.hardware import base
@@ -52,10 +49,7 @@ from serving.upload import Uploads
 log = logging.getLogger("robot")
 
 _LOOK_EVERY_S = 0.1
-_CLOSE_WITHIN_S = 1.5
 _CONTROL_HANGS_S = 3.0  # without a turn of the control loop: the service manager's watchdog shall know
-# Python's 5 ms would be the control thread's wait for any busy other one; a decision takes less.
-_SWITCH_INTERVAL_S = 0.0005
 
 
 class Daemon:
@@ -122,13 +116,18 @@ class Daemon:
         self.shadow = Shadow.of(config, self._shadow_refused)
         if self.shadow is not None:
             self._closes("shadow", self.shadow.close)
+            self.link.listen(config.shadow.channel, self.shadow.wake)
         self.glimpse = Glimpse(config.page.frames_per_s)
         self.capture = Capture(state / "captures", config.capture, robot.name)
         self.uploads = Uploads(config.upload, self.capture)
         self._closes("uploads", self.uploads.close)
         self.supervisor = Supervisor(config.engine, self.reporter, self.probation.failing)
         self._closes("engine", self.supervisor.close)
-        guard = GuardedMotors.of(hardware, config.control.max_age_ms / 1e3)
+        guard = GuardedMotors.of(
+            hardware,
+            config.control.max_age_ms / 1e3,
+            restarted=lambda data: self.reporter.emit("motors.guard-restarted", data),
+        )
         if guard is not None:
             self._closes("motor guard", guard.close)
         motors = DeadMan(guard or hardware, config.control.max_age_ms / 1e3)
@@ -190,6 +189,9 @@ class Daemon:
         booted = candidate.passport.release_id if candidate else ""
         log.info("session %s, %s", self.session, f"booting with {booted}" if booted else "no model yet: standing still")
         self.reporter.emit("robot.started", self._about(booted))
+        if self.slots.damage:
+            self.teller.troubles["slots"] = self.slots.damage
+            self.reporter.emit("slots.damaged", {"release": booted, "detail": self.slots.damage})
         if candidate is not None:
             self.supervisor.boot(candidate)
         self.control.start()
@@ -259,46 +261,3 @@ def _check_engine(config: RobotConfig) -> None:
     python = config.engine.python
     if python and not os.access(python, os.X_OK):
         raise OperatorError(f"engine.python is `{python}`, which is not a program that can be run")
-
-
-def _end_in_time() -> None:
-    """Ends the process when a part does not close; the motors, closed first, stand still by then."""
-
-    def end() -> None:
-        log.warning("not everything closed within %.1f s; leaving", _CLOSE_WITHIN_S)
-        os._exit(0)
-
-    timer = threading.Timer(_CLOSE_WITHIN_S, end)
-    timer.daemon = True
-    timer.start()
-
-
-@click.command()
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default="robot.toml",
-    show_default=True,
-    help="The settings of this robot.",
-)
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning"]), default="info", show_default=True)
-def command(config_path: Path, log_level: str) -> None:
-    """Run the robot: camera, model, motors, updates and events.
-
-    Reads robot.toml; keeps everything it must remember in robot.state_dir; logs to stderr. Without a model the robot
-    stands still until a release comes. SIGTERM or Ctrl-C stop the motors and end it within two seconds.
-
-    Example: jetloop-robot run --config robot.toml
-    """
-    config = load(config_path)
-    log_to_stderr(log_level)
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: stop.set())
-    with Daemon(config) as daemon:
-        daemon.run(until=stop)
-        log.info("stopping")
-        _end_in_time()
-    log.info("stopped")

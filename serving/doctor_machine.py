@@ -89,7 +89,11 @@ def engine(settings: EngineSettings) -> Finding:
     return Finding(OK, "engine", f"{settings.target}: {said}")
 
 
-_NEEDS = {"ort": ("onnxruntime", "numpy"), "trt": ("tensorrt", "pycuda", "numpy"), "trtrtx": ("tensorrt_rtx", "numpy")}
+_NEEDS = {
+    "ort": ("onnxruntime", "numpy"),
+    "trt": ("tensorrt", "pycuda", "numpy"),
+    "trtrtx": ("tensorrt_rtx", "pycuda", "numpy"),
+}
 # Runs under JetPack's Python: 3.6 syntax.
 _VERSIONS = """
 import json, platform, sys

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Callable, Optional
+from typing import Any, Callable, Dict, Optional, Tuple
 
 from serving import motor_guard
 from serving.errors import OperatorError
@@ -29,6 +29,10 @@ _RESTART_PAUSE_S = 0.5
 _WAY_TO_MOTORS_S = 0.01
 
 
+def _nobody_listens(_: Dict[str, Any]) -> None:
+    """In the place of a listener."""
+
+
 class GuardedMotors:
     """Motors that another process drives. One thread calls drive(), any thread stop().
 
@@ -36,13 +40,21 @@ class GuardedMotors:
         pid: of the guard; another one after it had to be started again.
     """
 
-    def __init__(self, where: MotorsElsewhere, zero_here: Callable[[], None], max_age_s: float) -> None:
+    def __init__(
+        self,
+        where: MotorsElsewhere,
+        zero_here: Callable[[], None],
+        max_age_s: float,
+        restarted: Callable[[Dict[str, Any]], None] = _nobody_listens,
+    ) -> None:
         """Starts the guard, which stops the motors.
 
         Args:
             where: how the guard opens the motors.
             zero_here: stops the motors from this process, for the moment in which there is no guard.
             max_age_s: how long a command may drive.
+            restarted: told when another guard runs after one ended: `cause` (`ended` or `hung`), `detail`, and
+                `away_s`, how long there was none. On a thread of this class; it must not wait.
 
         Raises:
             OperatorError: the motors cannot be opened, or do not answer.
@@ -57,16 +69,20 @@ class GuardedMotors:
         self._problem = ""  # what went wrong with the command done last
         self._waiting_since_s = 0.0  # time.monotonic() of the oldest command that is not done
         self._channel: Optional[socket.socket] = None  # None: no guard runs
+        self._restarted = restarted
+        self._hung = False  # it was ended because it did not answer
         self._complaint = ""  # what the log was told last about a guard that does not start
         self._start()
         self._thread = threading.Thread(target=self._watch, name="motor-guard", daemon=True)
         self._thread.start()
 
     @classmethod
-    def of(cls, hardware: Hardware, max_age_s: float) -> "Optional[GuardedMotors]":
+    def of(
+        cls, hardware: Hardware, max_age_s: float, restarted: Callable[[Dict[str, Any]], None] = _nobody_listens
+    ) -> "Optional[GuardedMotors]":
         """The guard of a body's motors; None when only this process can reach them."""
         where = hardware.motors()
-        return None if where is None else cls(where, hardware.stop, max_age_s)
+        return None if where is None else cls(where, hardware.stop, max_age_s, restarted)
 
     def drive(self, left: float, right: float) -> None:
         """Sends a command; does not wait for the board.
@@ -155,7 +171,7 @@ class GuardedMotors:
             left_ms = (deadline_s - time.monotonic()) * 1e3
             events = poller.poll(left_ms) if left_ms > 0 else []
             if not events:
-                self._process.kill()
+                self._kill_hung()
                 return False
             self._read_replies()
             if self._done != self._sent and events[0][1] & (select.POLLHUP | select.POLLERR):
@@ -165,8 +181,12 @@ class GuardedMotors:
             raise OperatorError(problem)
         return True
 
-    def _end_hung(self) -> None:
+    def _kill_hung(self) -> None:
+        self._hung = True
         self._process.kill()
+
+    def _end_hung(self) -> None:
+        self._kill_hung()
         raise OperatorError(f"the motor guard does not answer within {_ANSWER_TIMEOUT_S * 1e3:.0f} ms")
 
     # The process.
@@ -209,12 +229,15 @@ class GuardedMotors:
                 self._channel = None
             if self._closing.is_set():
                 return
+            gone_s = time.monotonic()
             self._zero_until_it_works()
-            log.error("%s; motors to zero, starting another", self._how_it_ended())
+            cause, detail = self._how_it_ended()
+            log.error("%s; motors to zero, starting another", detail)
             while self._channel is None and not self._closing.is_set():
                 self._start_or_wait()
             if self._closing.is_set():
                 return
+            self._restarted({"cause": cause, "detail": detail, "away_s": time.monotonic() - gone_s})
 
     def _zero_until_it_works(self) -> None:
         complained = False
@@ -239,10 +262,14 @@ class GuardedMotors:
             self._complaint = str(problem)
             self._closing.wait(_RESTART_PAUSE_S)
 
-    def _how_it_ended(self) -> str:
+    def _how_it_ended(self) -> Tuple[str, str]:
+        """One word, and one line for people."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_ANSWER_TIMEOUT_S)
         self._process.kill()  # it closed the channel, so it is of no use any more
         code = self._process.wait()
+        hung, self._hung = self._hung, False
+        if hung:
+            return "hung", f"the motor guard did not answer within {_ANSWER_TIMEOUT_S * 1e3:.0f} ms and was ended"
         by = signal.Signals(-code).name if code < 0 else f"code {code}"
-        return f"the motor guard ended by {by}"
+        return "ended", f"the motor guard ended by {by}"

@@ -52,13 +52,22 @@ class Link:
         self._settings = settings
         self._outbox = outbox
         self._who = Who(site, robot, session, ring)
-        self._on_wakeup = on_wakeup
         self._desk = Desk()
+        self.listen(ring, on_wakeup)
         self._settling = Settling(outbox, settings.settle_s)
         self._said = ""
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
         tls_context(settings)  # what cannot be read is the operator's before anything starts
         outbox.on_put = self._desk.wake
+
+    def listen(self, channel: str, on_wakeup: Callable[[], None]) -> None:
+        """Hears the wake-ups of another channel too, such as the shadow's. Before `start()`.
+
+        Args:
+            channel: a ring.
+            on_wakeup: as for `Link`.
+        """
+        self._desk.listeners.append((channel, on_wakeup))
 
     def start(self) -> None:
         """Connects, and keeps connected, in a thread of its own; a broker that is not there is tried again."""
@@ -80,9 +89,7 @@ class Link:
     def _run(self) -> None:
         failures = 0
         while not self._desk.stopping.is_set():
-            connection = Connection(
-                self._settings, self._outbox, self._who, self._desk, self._settling, self._on_wakeup, self._say
-            )
+            connection = Connection(self._settings, self._outbox, self._who, self._desk, self._settling, self._say)
             try:
                 connection.serve()
                 return

@@ -9,7 +9,7 @@ import collections
 import logging
 import select
 import time
-from typing import Any, Callable, Deque, Dict, Optional
+from typing import Any, Callable, Deque, Dict, List, Optional
 
 import msgspec
 import paho.mqtt.client as paho
@@ -38,9 +38,8 @@ class Connection:
         settings: the table `[mqtt]` of robot.toml.
         outbox: drained oldest first.
         who: the robot.
-        desk: what other threads ask for.
+        desk: what other threads ask for, and who is called on which wake-up.
         settling: what the broker acknowledged, over all connections.
-        on_wakeup: called on every wake-up.
         say: logs a change of state: level and text.
     """
 
@@ -51,11 +50,10 @@ class Connection:
         who: Who,
         desk: Desk,
         settling: Settling,
-        on_wakeup: Callable[[], None],
         say: Callable[[int, str], None],
     ) -> None:
         self._settings, self._outbox, self._who = settings, outbox, who
-        self._desk, self._settling, self._on_wakeup, self._say = desk, settling, on_wakeup, say
+        self._desk, self._settling, self._say = desk, settling, say
         self._pace = Pace(settings.max_events_per_s)
         self._accepted_at: Optional[float] = None  # time.monotonic()
         self._refusal = ""
@@ -237,12 +235,16 @@ class Connection:
             return
         self._accepted_at = time.monotonic()
         self._desk.state_changed = self._desk.state is not None
-        client.subscribe(wakeup_topic(self._who.ring), qos=1)
+        client.subscribe([(topic, 1) for topic in self._topics()])
 
     def _on_subscribe(self, _client: paho.Client, _userdata: Any, _mid: int, reasons: Any, _properties: Any) -> None:
-        if any(reason.is_failure for reason in reasons):
-            topic = wakeup_topic(self._who.ring)
-            log.warning("the broker refused the subscription to %s: releases are found by polling alone", topic)
+        for topic, reason in zip(self._topics(), reasons, strict=False):
+            if reason.is_failure:
+                log.warning("the broker refused the subscription to %s: releases are found by polling alone", topic)
+
+    def _topics(self) -> List[str]:
+        """Of the wake-ups, each once."""
+        return list(dict.fromkeys(wakeup_topic(channel) for channel, _ in self._desk.listeners))
 
     def _on_publish(self, _client: paho.Client, _userdata: Any, mid: int, _reason: Any, _properties: Any) -> None:
         outbox_id = self._in_flight.pop(mid, 0)
@@ -250,11 +252,13 @@ class Connection:
         if outbox_id:
             self._settling.acknowledged(outbox_id)
 
-    def _on_message(self, _client: paho.Client, _userdata: Any, _message: Any) -> None:
-        try:
-            self._on_wakeup()
-        except Exception:  # whatever it does wrong, events must go on
-            log.exception("the wake-up failed")
+    def _on_message(self, _client: paho.Client, _userdata: Any, message: paho.MQTTMessage) -> None:
+        for channel, on_wakeup in self._desk.listeners:
+            if message.topic == wakeup_topic(channel):
+                try:
+                    on_wakeup()
+                except Exception:  # whatever it does wrong, events must go on
+                    log.exception("the wake-up failed")
 
 
 def _stamped(message: Message) -> Optional[bytes]:

@@ -1,9 +1,10 @@
-"""What the robot's other threads leave for the link's thread: the newest state, wake-ups, the order to end."""
+"""What the robot's other threads leave for the link's thread: the newest state, who waits for wake-ups, the order to
+end."""
 
 import contextlib
 import socket
 import threading
-from typing import NamedTuple, Optional
+from typing import Callable, List, NamedTuple, Optional, Tuple
 
 from serving.contracts.events import RobotState, utc_now
 
@@ -35,6 +36,7 @@ class Desk:
     def __init__(self) -> None:
         self.state: Optional[RobotState] = None  # the newest
         self.state_changed = False
+        self.listeners: List[Tuple[str, Callable[[], None]]] = []  # channel, and whom its wake-up is for
         self.stopping = threading.Event()
         self.give_up_at = float("inf")  # time.monotonic()
         self.wake_read, self._wake_write = socket.socketpair()

@@ -18,10 +18,11 @@ import msgspec
 from serving.config import ProbationSettings
 from serving.contracts.releases import Expected
 from serving.decide import Motion
-from serving.engine.supervisor import Loaded, Tells
+from serving.engine.loading import Loaded
 from serving.errors import JetloopError, OperatorError
 from serving.judge import Tally, Verdict, judge
 from serving.pointer import Progress
+from serving.reporter import Tells
 from serving.slots import Candidate, Slots
 
 log = logging.getLogger("probation")

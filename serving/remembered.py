@@ -55,6 +55,10 @@ class SeenChannels:
             return f"its sequence {channel.sequence} was seen before with another release, {seen.release_id}"
         return None
 
+    def named_last(self, release_id: str) -> bool:
+        """Whether the newest file of a channel named this release."""
+        return any(seen.release_id == release_id for seen in self._seen.values())
+
     def saw(self, channel: Channel) -> None:
         """Remembers the sequence of a channel file that was verified.
 

@@ -10,7 +10,7 @@ import datetime
 import functools
 import logging
 import threading
-from typing import Any, Deque, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Deque, Dict, NamedTuple, Optional, Protocol, Tuple
 
 import msgspec
 
@@ -33,6 +33,14 @@ class _Happening(NamedTuple):
     release: str
     engine: str
     data: Dict[str, Any]
+
+
+class Tells(Protocol):
+    """What those who tell need of a Reporter."""
+
+    def emit(self, event_type: str, data: Optional[Dict[str, Any]] = None, captured_at: Any = None) -> None: ...
+
+    def engine_is(self, release_id: str, engine_sha256: str) -> None: ...
 
 
 class Reporter:

@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, Optional
 
 from serving.config import RobotConfig
 from serving.decide import Action
-from serving.engine.supervisor import Loaded
+from serving.engine.loading import Loaded
 from serving.hardware.base import Frame
 from serving.slots import Slots
 from serving.updater import Updater
@@ -54,6 +54,10 @@ class Shadow:
             self._watcher.boot(candidate)
         self._watcher.start()
         self._updater.start()
+
+    def wake(self) -> None:
+        """Look for a newer release now; from any thread, returns at once."""
+        self._updater.wake()
 
     def close(self) -> None:
         self._watcher.close()

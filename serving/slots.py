@@ -5,44 +5,35 @@
     <folder>/seen.json      the newest sequence of each channel (remembered.py)
     <folder>/refused.json   engines that this robot refused, and why (remembered.py)
 
-Nothing here downloads or loads an engine, or judges one (probation.py). Power may fail at any instruction: a slot
+Nothing here downloads or loads an engine, or judges one (probation.py); what a slot holds is candidate.py, what is done
+without the pointer recovery.py. Power may fail at any instruction: a slot
 counts only once the pointer names it, and the pointer is replaced in one rename after everything it names is on the
 disk. While what runs is on probation, the slot before it is the only engine known to be good: it is not emptied, and
 the next release waits.
 """
 
 import logging
+import os
 import shutil
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Optional, Tuple
 
 import msgspec
 
-from serving import files, pointer
-from serving.contracts.releases import Channel, Passport, engine_name
+from serving import files, pointer, recovery
+from serving.candidate import GOLDEN_FILE as GOLDEN_FILE
+from serving.candidate import MAX_PASSPORT_BYTES as MAX_PASSPORT_BYTES
+from serving.candidate import PASSPORT_FILE as PASSPORT_FILE
+from serving.candidate import Candidate as Candidate
+from serving.candidate import inspect
+from serving.contracts.releases import Channel
 from serving.errors import OperatorError, RejectedError
 from serving.pointer import Pointer, Progress, Record, SlotName
 from serving.remembered import Refusals, SeenChannels
 
-PASSPORT_FILE = "passport.json"
-GOLDEN_FILE = "golden.npz"
-MAX_PASSPORT_BYTES = 256 * 1024
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One slot whose files were found intact."""
-
-    passport: Passport
-    folder: Path
-    engine: Path
-    golden: Path
-    channel: Channel  # the channel file that brought it; with a rollout its release may be another one
-    cause: str = "release"  # why it was brought, for the event `model.activated`
 
 
 class Slots:
@@ -51,6 +42,9 @@ class Slots:
     Args:
         folder: made if it is missing. It must be on a disk that survives a reboot.
         probation: whether an engine that is committed after another one is on probation, until `progressed(None)`.
+
+    Attributes:
+        damage: one line for people when `current()` found the pointer damaged, and what it went on with; else empty.
 
     Raises:
         OperatorError: the folder cannot be made.
@@ -62,6 +56,7 @@ class Slots:
         self._pointer_path = folder / "current.json"
         self._lock = threading.RLock()
         self._running: Optional[Tuple[Record, Candidate]] = None
+        self.damage = ""
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
@@ -70,7 +65,8 @@ class Slots:
         self._refusals = Refusals(folder / "refused.json")
 
     def current(self) -> Optional[Candidate]:
-        """What to boot with: the slot that the pointer names or, if that one is damaged, the one that ran before.
+        """What to boot with: the slot that the pointer names or, if that one is damaged, the one that ran before; with
+        a damaged pointer, the newest slot that is whole.
 
         Reads every byte and compares the digests. Never raises for what it finds on the disk: it is logged, and None
         means that there is nothing fit to run.
@@ -78,6 +74,8 @@ class Slots:
         with self._lock:
             self._running = None
             found = self._pointer()
+            if found is None and os.path.lexists(self._pointer_path):
+                return self._recover()
             for record in (found.current, found.previous) if found else ():
                 if record is None:
                     continue
@@ -148,7 +146,7 @@ class Slots:
             RejectedError: a file is missing, or differs from the passport.
             OperatorError: the disk failed.
         """
-        found = _inspect(folder, channel)
+        found = inspect(folder, channel)
         try:
             for path in (found.engine, found.golden, folder / PASSPORT_FILE):
                 files.sync_file(path)
@@ -246,6 +244,22 @@ class Slots:
             log.warning("slot %s, by %s, is not to be gone back to: %s", record.slot, _named(record), problem)
             return None
 
+    def _recover(self) -> Optional[Candidate]:
+        """Goes on without the pointer: with the newest whole slot, and the other one, if whole, as the one before."""
+        whole = recovery.whole_slots(self.folder, self._seen, self.refused)
+        then = f"going on with {whole[0][1].passport.release_id}" if whole else "no slot is whole, standing still"
+        self.damage = f"{self._pointer_path.name} was damaged: {then}"
+        log.error("%s", self.damage)
+        if not whole:
+            return None
+        previous = whole[1][0] if len(whole) > 1 else None
+        try:
+            self._point_at(*whole[0], previous, Progress() if previous and self._with_probation else None)
+        except OperatorError as problem:
+            log.error("the next start has to find it again: %s", problem)
+            self._running = whole[0]
+        return whole[0][1]
+
     def _other_slot(self) -> SlotName:
         return "b" if self._running and self._running[0].slot == "a" else "a"
 
@@ -281,28 +295,11 @@ class Slots:
             raise RejectedError(f"{folder / PASSPORT_FILE}: {problem.strerror}") from None
         if digest != record.passport_sha256:
             raise RejectedError(f"{folder / PASSPORT_FILE} is not the passport that was committed")
-        candidate = _inspect(folder, record.channel)
+        candidate = inspect(folder, record.channel)
         refused = self.refused(candidate.passport.engine.sha256)
         if refused:  # power failed between refusing it and going back
             raise RejectedError(f"its engine was refused: {refused}")
         return candidate
-
-
-def _inspect(folder: Path, channel: Channel) -> Candidate:
-    """Reads a slot and compares it with its passport.
-
-    Raises:
-        RejectedError: a file is missing, unreadable, or differs.
-    """
-    try:
-        passport = msgspec.json.decode(files.read_bounded(folder / PASSPORT_FILE, MAX_PASSPORT_BYTES), type=Passport)
-        engine, golden = folder / engine_name(passport.target), folder / GOLDEN_FILE
-        for path, expected in ((engine, passport.engine), (golden, passport.golden)):
-            if path.stat().st_size != expected.bytes or files.sha256_of(path) != expected.sha256:
-                raise RejectedError(f"{path} differs from its passport")
-    except (OSError, ValueError, RecursionError) as problem:  # msgspec's errors are ValueErrors
-        raise RejectedError(f"{folder}: {problem}") from None
-    return Candidate(passport, folder, engine, golden, channel)
 
 
 def _named(record: Record) -> str:

@@ -97,7 +97,7 @@ class Teller:
             online=True,
             at=utc_now(),
             mode=status.mode,
-            reason=status.reason,
+            reason=status.reason or self.troubles.get("slots", ""),
             ring=config.robot.ring,
             target=config.engine.target,
             release=passport.release_id if passport else "",

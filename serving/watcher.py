@@ -27,7 +27,7 @@ from serving.decide import Action, p_blocked
 from serving.disagreements import Disagreement, Disagreements
 from serving.engine.check import check
 from serving.engine.client import Engine, EngineFailed
-from serving.engine.supervisor import Loaded
+from serving.engine.loading import Loaded
 from serving.errors import JetloopError, RejectedError
 from serving.hardware.base import Frame
 from serving.slots import Candidate

@@ -209,7 +209,7 @@ class Fleet:
         if channel is None:
             return
         choice = choose(channel, robot.who.robot, robot.release)
-        if robot.release in channel.withdrawn:
+        if robot.release in channel.withdrawn or (choice.release is None and not robot.release):
             robot.stand_still(choice.why)
         if choice.release is not None and choice.release.release_id != robot.release:
             self.tally.heard_of(choice.release.release_id, time.monotonic())

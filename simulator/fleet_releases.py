@@ -53,15 +53,25 @@ class Follower:
             if self._repository.nothing_new():
                 return self._channel
             self._repository.refresh()
-            info = self._repository.find(channel_path(self._ring))
-            if info is not None:
-                channel = _decode(self._repository.read(info, MAX_CHANNEL_BYTES), Channel, info.path)
-                before = self._channel
-                if before is not None and channel.sequence < before.sequence:
-                    raise Refused(f"the channel is a replay: {channel.sequence} after {before.sequence}")
-                self._channel = channel
+            try:
+                self._channel = self._read_channel()
+            except Refused:
+                self._repository.settle()  # it is no better at the next look
+                raise
             self._repository.settle()
             return self._channel
+
+    def _read_channel(self) -> Channel | None:
+        info = self._repository.find(channel_path(self._ring))
+        if info is None:
+            return self._channel
+        channel = _decode(self._repository.read(info, MAX_CHANNEL_BYTES), Channel, info.path)
+        if channel.channel != self._ring:
+            raise Refused(f"{info.path} is about channel {channel.channel}", channel.release_id)
+        before = self._channel
+        if before is not None and channel.sequence < before.sequence:
+            raise Refused(f"{info.path} is a replay: {channel.sequence} after {before.sequence}", channel.release_id)
+        return channel
 
     def bring(self, wanted: ReleaseRef) -> Passport:
         """Downloads a release, if it was not yet, and verifies it. `look` comes first.

@@ -136,7 +136,9 @@ class FleetRobot:
         self.tell_state()
 
     def stand_still(self, why: str) -> None:
-        """What it ran was withdrawn."""
+        """What it ran was withdrawn, or there is nothing for it to run."""
+        if self.passport is None and self._stands == why:
+            return
         withdrawn, self.passport, self._stands = self.passport, None, why
         if withdrawn is not None:
             self.refuse(withdrawn.release_id, withdrawn.engine.sha256, f"{withdrawn.release_id} is withdrawn")

@@ -10,7 +10,7 @@ import io
 import math
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
@@ -129,7 +129,9 @@ def standstill(distance_m: np.ndarray, window: int) -> np.ndarray:
     return stuck
 
 
-def run_suite(model: Path, decision: Decision, suite: SuiteSettings, processes: int) -> Iterator[list[Episode]]:
+def run_suite(
+    model: Path, decision: Decision, suite: SuiteSettings, processes: int, seeds: Sequence[int] | None = None
+) -> Iterator[list[Episode]]:
     """Drives a network through the suite; gives the episodes of each room as it is done, in any order.
 
     Args:
@@ -137,14 +139,16 @@ def run_suite(model: Path, decision: Decision, suite: SuiteSettings, processes: 
         decision: threshold and temperature.
         suite: what to drive through.
         processes: rooms at once, each process on one core; with 1, no other process is started.
+        seeds: of the rooms; None: the suite's.
 
     Raises:
         OperatorError: the file cannot be read, or a process was killed.
         RejectedError: the network is no network for a robot.
     """
     Network(model, decision)  # what is wrong with it is told once, here
+    seeds = suite.seeds if seeds is None else seeds
     if processes == 1:
-        for seed in suite.seeds:
+        for seed in seeds:
             yield _run_room(model, decision, suite, seed)
         return
     from concurrent.futures.process import BrokenProcessPool
@@ -152,7 +156,7 @@ def run_suite(model: Path, decision: Decision, suite: SuiteSettings, processes: 
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=_one_thread) as pool:
         try:
-            running = [pool.submit(_run_room, model, decision, suite, seed) for seed in suite.seeds]
+            running = [pool.submit(_run_room, model, decision, suite, seed) for seed in seeds]
             for done in as_completed(running):
                 yield done.result()
         except BrokenProcessPool:

@@ -25,7 +25,8 @@ from telemetry import broker as broker_module
 from telemetry import mosquitto
 from telemetry.certificate_folder import CertificateFolder, check_name, role_of
 from tests.conftest import ROOT, wait_for
-from tests.test_link_parts import Listener, Proxy, SecureBroker
+from tests.simulators.cable import Cable
+from tests.test_link_parts import Listener, SecureBroker
 
 
 @pytest.fixture
@@ -259,21 +260,21 @@ def test_a_flapping_line_comes_to_an_end(broker: SecureBroker, tmp_path: Path) -
     listener = listen(broker)
     outbox = Outbox(tmp_path / "outbox.db", 10 << 20)
     fill(outbox, 200)
-    proxy = Proxy(broker.port)
-    chosen = broker.settings("lab/r1", port=proxy.port, max_events_per_s=200, settle_s=3, reconnect_max_s=0.1)
+    cable = Cable(broker.port)
+    chosen = broker.settings("lab/r1", port=cable.port, max_events_per_s=200, settle_s=3, reconnect_max_s=0.1)
     link = Link(chosen, outbox, "lab", "r1", "s1", "champion", lambda: None)
     link.start()
     deadline = time.monotonic() + 30
     while outbox.depth() and time.monotonic() < deadline:
         time.sleep(0.5)  # how long the line holds
-        proxy.cut()
-        proxy.mend()
+        cable.cut()
+        cable.mend()
     assert outbox.depth() == 0
     wait_for(lambda: len({event.sequence for event in listener.events()}) == 200, what="all events")
     assert list(dict.fromkeys(event.sequence for event in listener.events())) == list(range(1, 201))
     assert len(listener.events()) <= 6 * 200  # five acknowledged, and what was cut off before its acknowledgement
     link.stop()
-    proxy.close()
+    cable.cut()
     listener.close()
 
 

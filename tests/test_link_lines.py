@@ -14,7 +14,8 @@ from serving.outbox import Draft, Outbox
 from serving.reporter import Reporter
 from serving.settling import Pace, Settling
 from tests.conftest import Address, wait_for
-from tests.test_link_parts import Listener, Proxy
+from tests.simulators.cable import Cable
+from tests.test_link_parts import Listener
 
 
 @pytest.fixture
@@ -50,11 +51,11 @@ def numbers(listener: Listener) -> list[int]:
 
 def test_a_slow_broker_gets_a_window_at_a_time(mosquitto: Address, outbox: Outbox) -> None:
     """Behind a line whose answers take 100 ms, never more than the window is under way, and all arrives in order."""
-    proxy = Proxy(mosquitto.port)
-    proxy.delay_s = 0.1
+    cable = Cable(mosquitto.port)
+    cable.delay_s = 0.1
     listener = listening(mosquitto.port)
     report(outbox, 100)
-    link = linked(outbox, proxy.port, max_in_flight=10)
+    link = linked(outbox, cable.port, max_in_flight=10)
     most = 0
     while outbox.depth():
         most = max(most, len(listener.events()) - (100 - outbox.depth()))
@@ -62,27 +63,27 @@ def test_a_slow_broker_gets_a_window_at_a_time(mosquitto: Address, outbox: Outbo
     assert most <= 10 + 10  # under way, and acknowledged but not yet forgotten
     assert numbers(listener) == list(range(1, 101))
     link.stop()
-    proxy.close()
+    cable.cut()
     listener.close()
 
 
 def test_a_line_that_breaks_all_the_time_loses_nothing(mosquitto: Address, outbox: Outbox) -> None:
     """Cut every 100 ms while 1500 events drain: all arrive, first arrivals in order."""
-    proxy = Proxy(mosquitto.port)
+    cable = Cable(mosquitto.port)
     listener = listening(mosquitto.port)
     report(outbox, 1500)
-    link = linked(outbox, proxy.port, reconnect_max_s=0.05, max_events_per_s=2000)
+    link = linked(outbox, cable.port, reconnect_max_s=0.05, max_events_per_s=2000)
     cuts = 0
     while outbox.depth():
         time.sleep(0.1)  # how long the line holds
-        proxy.cut()
-        proxy.mend()
+        cable.cut()
+        cable.mend()
         cuts += 1
     wait_for(lambda: len(set(numbers(listener))) == 1500, what="all events")
     assert list(dict.fromkeys(numbers(listener))) == list(range(1, 1501))
     assert cuts > 3
     link.stop()
-    proxy.close()
+    cable.cut()
     listener.close()
 
 

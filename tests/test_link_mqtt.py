@@ -20,7 +20,8 @@ from serving.mqtt import Link
 from serving.outbox import Draft, Outbox
 from serving.reporter import Reporter
 from tests.conftest import ROOT, end, free_port, listens, need, start, wait_for
-from tests.test_link_parts import Listener, Proxy, program
+from tests.simulators.cable import Cable
+from tests.test_link_parts import Listener, program
 
 
 class Broker:
@@ -156,26 +157,26 @@ def test_a_broker_that_dies_in_the_middle_loses_nothing(
     """The wire is cut in the middle of a drain, with answers lost on it; the broker is killed and started again:
     every event is heard at least once, first arrivals in order."""
     report(outbox, 2000)
-    proxy = Proxy(broker.port)
-    link_to(proxy.port)
+    cable = Cable(broker.port)
+    link_to(cable.port)
     wait_for(lambda: len(listener.events()) > 200, what="the drain being under way")
-    proxy.deaf = True
+    cable.deaf = True
     wait_for(unchanged_for(0.5, lambda: (len(listener.events()), outbox.depth())), what="the window being full")
     assert len(listener.events()) == 2000 - outbox.depth() + 20  # heard, but their acknowledgement was lost
-    proxy.cut()
+    cable.cut()
     wait_for(lambda: len(set(first_arrivals(listener))) >= 2000 - outbox.depth(), what="what was acknowledged")
     assert 0 < outbox.depth() < 2000
     broker.kill()
     broker.begin()
     wait_for(lambda: listener.subscriptions == 2, what="the listener's new subscription")
-    proxy.mend()
+    cable.mend()
     wait_for(lambda: outbox.depth() == 0, what="the outbox being empty")
     wait_for(lambda: len(first_arrivals(listener)) == 2000, what="2000 events")
     assert first_arrivals(listener) == list(range(1, 2001))
     assert len(listener.events()) > 2000
     ids = {event.sequence: event.id for event in listener.events()}
     assert all(ids[event.sequence] == event.id for event in listener.events())
-    proxy.close()
+    cable.cut()
 
 
 def test_a_robot_that_is_killed_loses_nothing(broker: Broker, listener: Listener, tmp_path: Path) -> None:
@@ -255,6 +256,22 @@ def test_wakeups_are_heard(broker: Broker, outbox: Outbox, link_to: Linker, list
     report(outbox, 1)
     wait_for(lambda: listener.events(), what="an event after the fault")
     assert len(calls) == 3
+
+
+def test_each_channel_wakes_its_own(broker: Broker, outbox: Outbox, listener: Listener) -> None:
+    """A link that listens to a second channel, the shadow's, tells each wake-up to whom it is for."""
+    calls: list[str] = []
+    chosen = MqttSettings(host="127.0.0.1", port=broker.port)
+    link = Link(chosen, outbox, "lab", "r1", "s1", "champion", lambda: calls.append("main"))
+    link.listen("canary", lambda: calls.append("shadow"))
+    listener.publish(wakeup_topic("canary"), b"{}", retain=True)
+    link.start()
+    try:
+        wait_for(lambda: calls == ["shadow"], what="the retained wake-up")
+        listener.publish(wakeup_topic("champion"), b"{}")
+        wait_for(lambda: calls == ["shadow", "main"], what="the other one")
+    finally:
+        link.stop(0.2)
 
 
 def test_a_broker_that_is_not_there_is_waited_for(

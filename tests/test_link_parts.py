@@ -5,7 +5,6 @@ import hashlib
 import http.server
 import itertools
 import signal
-import socket
 import ssl
 import sys
 import threading
@@ -285,64 +284,6 @@ class SecureBroker:
             "reconnect_max_s": 0.5,
         }
         return MqttSettings(**{"host": "127.0.0.1", "port": self.port} | chosen | others)
-
-
-class Proxy:
-    """A wire between robot and broker that can be cut, and can swallow what the broker answers."""
-
-    def __init__(self, target_port: int) -> None:
-        self._target_port = target_port
-        self._open = True
-        self.deaf = False  # what comes from the broker is lost
-        self.delay_s = 0.0  # of every packet from the broker
-        self._sockets: set[socket.socket] = set()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def cut(self) -> None:
-        """Ends all connections, and every new one at once."""
-        self._open = False
-        self._drop_all()
-
-    def mend(self) -> None:
-        self._open, self.deaf = True, False
-
-    def close(self) -> None:
-        self.cut()
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                try:
-                    if not self._open:
-                        raise ConnectionError
-                    far = socket.create_connection(("127.0.0.1", self._target_port), timeout=2)
-                except OSError:
-                    near.close()
-                    continue
-                self._sockets |= {near, far}
-                threading.Thread(target=self._pump, args=(near, far, False), daemon=True).start()
-                threading.Thread(target=self._pump, args=(far, near, True), daemon=True).start()
-
-    def _pump(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                if answers and self.delay_s:
-                    time.sleep(self.delay_s)  # a slow line, not a wait for something
-                if not (answers and self.deaf):
-                    sink.sendall(data)
-        for one in (source, sink):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-
-    def _drop_all(self) -> None:
-        for one in list(self._sockets):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            self._sockets.discard(one)
 
 
 class Listener:

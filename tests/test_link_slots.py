@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -188,6 +189,84 @@ def test_garbage_in_any_state_file_never_raises(damage: dict[str, bytes | int | 
         assert current is None or is_whole(current)
         install(slots, 3, 3)
         assert version_of(Slots(folder)) == "3"
+
+
+not_a_pointer = st.binary(max_size=300) | st.integers(0, 10**6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(content=not_a_pointer, lost=st.sampled_from(["", "a", "b"]), refused=st.sampled_from([0, 1, 2]))
+def test_a_damaged_pointer_costs_no_drive(content: bytes | int, lost: str, refused: int) -> None:
+    """Whatever `current.json` holds (noise, one flipped bit): the newest slot that is whole and not refused boots,
+    durably, says so, on probation where the other one can be gone back to; the next release can be installed."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        slots = Slots(folder, probation=True)
+        place = {version: install(slots, version, version).folder for version in (1, 2)}
+        slots.saw(channel_of(2, 2))
+        pointer = bytearray((folder / "current.json").read_bytes())
+        if isinstance(content, int):
+            pointer[content % len(pointer)] ^= 1 << content % 8
+        (folder / "current.json").write_bytes(pointer if isinstance(content, int) else content)
+        if lost:
+            (folder / lost / "engine.onnx").write_bytes(b"lost")
+        if refused:
+            slots.refuse("release", sha256(engine_bytes(refused)), "turned in circles")
+        fit = [version for version in (2, 1) if place[version].name != lost and version != refused]
+        found = Slots(folder, probation=True)
+        assert version_of(found) == (str(fit[0]) if fit else None)
+        assert "current.json was damaged" in found.damage
+        assert (found.probation is not None) == (len(fit) == 2)
+        again = Slots(folder, probation=True)
+        assert version_of(again) == version_of(found)
+        assert (again.damage == "") == bool(fit)
+        if len(fit) == 2:
+            back = again.rollback()
+            assert back is not None
+            assert is_whole(back)
+        install(again, 3, 3)
+        assert version_of(Slots(folder)) == "3"
+
+
+def test_the_newest_slot_is_what_a_channel_named_last(tmp_path: Path) -> None:
+    """A channel that went back to release 1 is followed also when the pointer is lost; without its word the release
+    that was approved last boots."""
+    slots = Slots(tmp_path)
+    for version in (1, 2):
+        folder = slots.prepare()
+        fill(folder, version)
+        passport = passport_of(version, approved_at=f"2026-11-2{version}T10:00:00Z")
+        (folder / "passport.json").write_bytes(msgspec.json.encode(passport))
+        slots.commit(slots.candidate(folder, channel_of(version, version)))
+    (tmp_path / "current.json").write_bytes(b"")
+    assert version_of(Slots(tmp_path)) == "2"
+    slots.saw(channel_of(1, 3))
+    (tmp_path / "current.json").write_bytes(b"")
+    assert version_of(Slots(tmp_path)) == "1"
+
+
+def test_without_a_pointer_nothing_was_ever_committed(tmp_path: Path) -> None:
+    """A whole slot on a robot that has no `current.json` at all is a first release that was not activated yet."""
+    slots = Slots(tmp_path)
+    fill(slots.prepare(), 1)
+    assert Slots(tmp_path).current() is None
+
+
+def test_a_damaged_pointer_on_a_read_only_disk_is_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The newest slot runs; that it could not be written down is in the log."""
+    install(Slots(tmp_path), 1, 1)
+    (tmp_path / "current.json").write_bytes(b"x")
+
+    def read_only(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(files, "write_atomic", read_only)
+    slots = Slots(tmp_path)
+    assert version_of(slots) == "1"
+    assert slots.running is not None
+    assert "Read-only" in caplog.text
 
 
 def test_kill_at_random_moments_leaves_a_bootable_robot(tmp_path: Path) -> None:

@@ -1,168 +1,30 @@
+# ruff: noqa: F811 (an imported fixture is named again as an argument)
 """`jetloop-robot run` as a process: alone, with everything absent, and with a real repository and broker."""
 
 import csv
-import os
 import re
 import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Union
+from typing import Any, Dict
 
-import msgspec
 import psutil
 import pytest
 
-from pipelines.release.keys import Keys
-from pipelines.release.repository import Repository
 from serving.contracts.events import wakeup_topic
-from serving.contracts.releases import file_path
-from serving.errors import OperatorError
-from serving.slots import Candidate
-from serving.status import StatusFile, read_status
-from tests.conftest import ROOT, Address, end, free_port, start, wait_for
-from tests.test_link_parts import Listener, Server
-from tests.test_robot_parts import BRIGHT, TARGET, Moved, ScriptedBody, channel_of, make_candidate
+from tests.conftest import ROOT, Address, wait_for
+from tests.robot_lab import START_S, Lab, lab  # noqa: F401
+from tests.test_link_parts import Listener
+from tests.test_robot_parts import make_candidate
 
 pytestmark = pytest.mark.alone  # measures time
-
-START_S = 30.0  # of a process, on a busy machine
-
-
-class LoggedBody(ScriptedBody):
-    """A scripted body for a daemon in another process: what reaches the motors is written to a file."""
-
-    def __init__(self, log: str, brightness: int = BRIGHT) -> None:
-        super().__init__(brightness)
-        self._log = open(log, "a", buffering=1)  # noqa: SIM115  # open as long as the body lives
-
-    def drive(self, left: float, right: float) -> None:
-        super().drive(left, right)
-        self._log.write(f"{time.monotonic()} {left} {right}\n")
-
-    def stop(self) -> None:
-        super().stop()
-        self._log.write(f"{time.monotonic()} 0.0 0.0\n")
-
-
-class Lab:
-    """A folder with a robot.toml, a signed repository, and the daemon's process."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.keys = Keys.generate()
-        self.repository = Repository.create(folder / "repository", self.keys)
-        self.server: Optional[Server] = None
-        self.process: Optional[subprocess.Popen[bytes]] = None
-        self.log = folder / "daemon.log"
-        self.config = folder / "robot.toml"
-        plugin = folder / "plugin" / "scripted-1.0.dist-info"
-        plugin.mkdir(parents=True)
-        (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: scripted\nVersion: 1.0\n")
-        (plugin / "entry_points.txt").write_text("[jetloop.hardware]\nscripted = tests.test_robot_daemon:LoggedBody\n")
-
-    def configure(
-        self, url: str = "", mqtt_port: int = 0, state_dir: str = "state", kind: str = "scripted", options: str = ""
-    ) -> None:
-        """Writes robot.toml; a server that is not given is one that nobody runs."""
-        self.config.write_text(
-            f"""
-metrics_interval_s = 0.5
-[robot]
-name = "r1"
-site = "lab"
-state_dir = "{state_dir}"
-[hardware]
-kind = "{kind}"
-[hardware.options]
-log = "{self.folder / "motors.log"}"
-{options}
-[repository]
-url = "{url or f"http://127.0.0.1:{free_port()}"}"
-root = "repository/metadata/1.root.json"
-poll_s = 60
-timeout_s = 2
-[mqtt]
-host = "127.0.0.1"
-port = {mqtt_port or free_port()}
-reconnect_max_s = 1
-"""
-        )
-
-    def command(self, *arguments: str) -> "tuple[list[str], dict[str, str]]":
-        path = os.pathsep.join([str(self.folder / "plugin"), str(ROOT)])
-        line = [sys.executable, "-m", "serving.cli", *arguments, "--config", str(self.config)]
-        return line, {**os.environ, "PYTHONPATH": path}
-
-    def start(self) -> None:
-        line, environment = self.command("run")
-        self.process = start(line, self.log, env=environment)
-
-    def ask(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        line, environment = self.command(*arguments)
-        return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60)
-
-    def status(self) -> Optional[StatusFile]:
-        try:
-            found, runs = read_status(self.folder / "state")
-        except OperatorError:
-            return None
-        return found if runs else None
-
-    def is_doing(self, mode: str, candidate: Optional[Candidate] = None) -> bool:
-        """Whether the daemon that runs now says so itself."""
-        status = self.status()
-        if status is None or self.process is None or status.pid != self.process.pid or status.state.mode != mode:
-            return False
-        return candidate is None or status.state.engine == candidate.passport.engine.sha256
-
-    def moves(self) -> List[Moved]:
-        path = self.folder / "motors.log"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [Moved(*map(float, line.split())) for line in lines if line.count(" ") == 2]
-
-    def stop(self) -> float:
-        """SIGTERM; how long it took, in seconds."""
-        assert self.process is not None
-        begun_s = time.monotonic()
-        self.process.terminate()
-        assert self.process.wait(20) == 0, self.log.read_text()
-        return time.monotonic() - begun_s
-
-    def publish(self, candidate: Candidate, sequence: int) -> None:
-        passport = candidate.passport
-        files: Dict[str, Union[bytes, Path]] = {
-            passport.engine.path: candidate.engine,
-            passport.golden.path: candidate.golden,
-            file_path(passport.release_id, TARGET, "passport.json"): msgspec.json.encode(passport),
-        }
-        self.repository.publish(files, [channel_of(passport.release_id, sequence)])
-
-    def serve(self) -> str:
-        self.server = Server(self.folder / "repository")
-        return self.server.url
-
-    def close(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            end(self.process)
-        if self.server is not None:
-            self.server.close()
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    made = Lab(tmp_path)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def test_alone_it_stands_still_and_says_what_it_tries(lab: Lab) -> None:
     """No model, no broker, no repository: no traceback, no motion; retries in the log; SIGTERM ends it in time."""
     lab.configure()
     lab.start()
-    wait_for(lambda: lab.is_doing("no-model"), START_S, f"the mode ({lab.log})")
+    lab.until("no-model")
     wait_for(lambda: lab.log.read_text().count("trying again") >= 2, START_S, "both retries")
     told = lab.ask("status")
     assert "lab/r1, ring champion" in told.stdout
@@ -180,7 +42,7 @@ def test_a_second_daemon_on_the_same_state_is_refused(lab: Lab) -> None:
     """One line that says so, exit code 1, and the first one does not notice."""
     lab.configure()
     lab.start()
-    wait_for(lambda: lab.is_doing("no-model"), START_S, "the first daemon")
+    lab.until("no-model")
     second = lab.ask("run")
     assert second.returncode == 1
     assert second.stderr.startswith("error: another jetloop-robot runs with")
@@ -220,11 +82,11 @@ def test_the_whole_turn_on_one_robot(lab: Lab, mosquitto: Address) -> None:
         assert all(move[1:] == (0.0, 0.0) for move in lab.moves())
         lab.publish(first, 1)
         listener.publish(wakeup_topic("champion"), b"{}", retain=True)
-        wait_for(lambda: lab.is_doing("driving", first), START_S, f"driving with the first release ({lab.log})")
+        lab.until("driving", first)
         begun = len(lab.moves())
         lab.publish(second, 2)
         listener.publish(wakeup_topic("champion"), b"{}", retain=True)
-        wait_for(lambda: lab.is_doing("driving", second), START_S, "driving with the second release")
+        lab.until("driving", second)
         assert (0.0, 0.0) not in [move[1:] for move in lab.moves()[begun:]]
         assert lab.process is not None
         (worker,) = psutil.Process(lab.process.pid).children()
@@ -259,10 +121,7 @@ def test_the_whole_turn_on_one_robot(lab: Lab, mosquitto: Address) -> None:
 def test_after_a_kill_it_boots_from_its_slot_without_a_network(lab: Lab) -> None:
     """kill -9 of the daemon; repository and broker gone: the next start drives with the model it had."""
     release = make_candidate(lab.folder / "first", "1")
-    lab.publish(release, 1)
-    lab.configure(lab.serve())
-    lab.start()
-    wait_for(lambda: lab.is_doing("driving", release), START_S, f"driving ({lab.log})")
+    lab.bring_up(release)
     wait_for(lambda: (lab.folder / "state" / "slots" / "current.json").exists(), what="the commit")
     assert lab.process is not None
     workers = psutil.Process(lab.process.pid).children()
@@ -271,8 +130,43 @@ def test_after_a_kill_it_boots_from_its_slot_without_a_network(lab: Lab) -> None
     wait_for(lambda: not any(worker.is_running() for worker in workers), what="the end of the worker")
     lab.configure()
     lab.start()
-    wait_for(lambda: lab.is_doing("driving", release), START_S, f"driving again ({lab.log})")
+    lab.until("driving", release)
     assert lab.stop() < 2.0
+
+
+def test_a_damaged_pointer_and_a_lost_motor_guard_are_told(lab: Lab, mosquitto: Address) -> None:
+    """`current.json` is noise at the start: the newest whole slot drives without a network, and an event and the state
+    say so. Then the motor guard is killed: another one drives the motors, and an event has the cause."""
+    release = make_candidate(lab.folder / "first", "1")
+    lab.bring_up(release)
+    wait_for((lab.folder / "state/slots/current.json").exists, what="the commit")
+    lab.stop()
+    (lab.folder / "state/slots/current.json").write_bytes(b"noise")
+    listener = Listener(mosquitto.port)
+
+    def told(kind: str) -> list[dict[str, Any]]:
+        return [event.data for event in listener.events() if event.type == kind]
+
+    try:
+        lab.configure(mqtt_port=mosquitto.port, kind="simulated")
+        lab.start()
+        lab.until("driving", release)
+        wait_for(lambda: told("slots.damaged"), what="the event")
+        assert told("slots.damaged")[0]["release"] == release.passport.release_id
+        wait_for(lambda: "current.json was damaged" in listener.states()[-1].reason, what="the state")
+        assert "current.json was damaged" in lab.ask("status").stdout
+        assert lab.process is not None
+        children = psutil.Process(lab.process.pid).children()
+        (guard,) = [one for one in children if any(part.endswith("motor_guard.py") for part in one.cmdline())]
+        guard.kill()
+        wait_for(lambda: told("motors.guard-restarted"), START_S, f"the event ({lab.log})")
+        (restarted,) = told("motors.guard-restarted")
+        assert (restarted["cause"], restarted["detail"]) == ("ended", "the motor guard ended by SIGKILL")
+        lab.until("driving", release)
+        lab.stop()
+    finally:
+        listener.close()
+    assert "Traceback" not in lab.log.read_text()
 
 
 def test_sigterm_while_an_engine_loads_is_in_time_too(lab: Lab) -> None:

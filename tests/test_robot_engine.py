@@ -140,7 +140,7 @@ def test_an_interpreter_that_is_not_there_is_named(network: Path) -> None:
 
 def test_a_target_without_its_runtime_is_named(network: Path) -> None:
     """An interpreter without TensorRT cannot run its engines, and the message says so; the engine is not to blame."""
-    with pytest.raises(OperatorError, match="cannot run this target: NoRuntime: no (TensorRT|pycuda)"):
+    with pytest.raises(OperatorError, match=r"cannot run this target: NoRuntime: no (TensorRT|pycuda)"):
         Engine(network, msgspec.structs.replace(SETTINGS, target="jetson-nano-trt8.2-fp16"))
 
 

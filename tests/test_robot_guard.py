@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Iterator
+from typing import Any, Dict, Iterator, List
 
 import psutil
 import pytest
@@ -71,8 +71,15 @@ def cell() -> Iterator[CellMotors]:
 
 
 @pytest.fixture
-def guarded(cell: CellMotors) -> Iterator[GuardedMotors]:
-    made = GuardedMotors(MotorsElsewhere("simulator.motors:CellMotors", {"path": cell.path}), cell.stop, MAX_AGE_S)
+def told() -> List[Dict[str, Any]]:
+    """What the daemon is told of guards that had to be started again."""
+    return []
+
+
+@pytest.fixture
+def guarded(cell: CellMotors, told: List[Dict[str, Any]]) -> Iterator[GuardedMotors]:
+    where = MotorsElsewhere("simulator.motors:CellMotors", {"path": cell.path})
+    made = GuardedMotors(where, cell.stop, MAX_AGE_S, told.append)
     yield made
     made.close()
     assert not psutil.pid_exists(made.pid)
@@ -121,9 +128,10 @@ def test_whatever_becomes_of_the_daemon_the_motors_stop_in_time(cell: CellMotors
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT, signal.SIGSTOP])
 def test_a_lost_guard_stops_the_motors_in_time_and_another_takes_over(
-    guarded: GuardedMotors, cell: CellMotors, number: signal.Signals
+    guarded: GuardedMotors, cell: CellMotors, told: List[Dict[str, Any]], number: signal.Signals
 ) -> None:
-    """The daemon zeroes the motors itself when its guard dies or does not answer, and drives with a new one."""
+    """The daemon zeroes the motors itself when its guard dies or does not answer, drives with a new one, and tells the
+    cause once."""
     guarded.drive(0.4, 0.4)
     wait_for(lambda: turning(cell), what="driving")
     first = guarded.pid
@@ -134,6 +142,10 @@ def test_a_lost_guard_stops_the_motors_in_time_and_another_takes_over(
     assert stopped_after_s(cell, lost_s) <= MAX_AGE_S
     wait_for(lambda: drives_again(guarded, cell), 5.0, "driving again")
     assert guarded.pid != first
+    wait_for(lambda: told, what="the cause")
+    (event,) = told
+    assert event["cause"] == ("hung" if number is signal.SIGSTOP else "ended")
+    assert 0 < event["away_s"] < 5
     guarded.stop()
     assert not turning(cell)
 

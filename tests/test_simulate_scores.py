@@ -13,7 +13,8 @@ from pipelines.release import gates
 from pipelines.release.promise import promised
 from pipelines.simulate import EXPECTED
 from serving.contracts.releases import Measured
-from simulator.scores import differences, figures, promise, totals
+from simulator.scores import Limits, differences, figures, promise, totals, undecided
+from simulator.settings import SuiteSettings
 from simulator.suite import Counts, Episode
 
 NOWHERE = np.empty((0, 2), np.float32)
@@ -71,6 +72,65 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
         held += found["collisions_per_100m_low"] <= truth <= found["collisions_per_100m_high"]
     assert held >= 0.85 * 200
     assert figures(rooms(20)) == figures(rooms(20))
+
+
+def test_the_upper_end_holds_in_rooms_that_are_unlike() -> None:
+    """Ten rooms, some of them four times as hard as others: the truth is above the upper end as seldom as it says."""
+    rng, missed = np.random.default_rng(3), 0
+    for _ in range(400):
+        drawn = {
+            number: ROOM._replace(
+                collisions=int(rng.poisson(rng.gamma(2.0, 0.5))), distance_m=float(rng.uniform(6, 10))
+            )
+            for number in range(10)
+        }
+        missed += figures(drawn)["collisions_per_100m_high"] < 100 * 1.0 / 8.0
+    assert missed <= 0.05 * 400  # 0.025, and three standard errors
+
+
+def test_driving_on_while_in_doubt_does_not_flatter() -> None:
+    """A network at the very limit, looked at up to four times, passes in as few suites as one look's level says."""
+    limits, looks = Limits(12.5), SuiteSettings(rooms=10, max_rooms=80).looks
+    assert looks == (10, 20, 40, 80)
+    passed = {1: 0, len(looks): 0}
+    for corrected in passed:
+        for seed in range(200):
+            every = rooms(looks[-1], seed)
+            for count in looks:
+                found = figures({number: every[number] for number in range(count)}, looks=corrected)
+                if not undecided(found, limits):
+                    break
+            passed[corrected] += found["collisions_per_100m_high"] <= 12.5
+    assert passed[len(looks)] <= 0.05 * 200  # 0.025, and two standard errors
+    assert passed[1] > passed[len(looks)]  # what four looks at full level would cost
+
+
+def test_more_rooms_are_asked_for_only_where_they_may_tell() -> None:
+    """Sure to pass, sure to be refused by either limit, or standing still: no more rooms. Otherwise more."""
+    good, bad = figures(rooms(40, collisions=0.2)), figures(rooms(40, collisions=4.0))
+    limits = Limits(20.0, 2.0)
+    assert not undecided(good, limits)
+    assert not undecided(bad, limits)
+    assert undecided(figures(rooms(3, collisions=1.5)), limits)
+    assert not undecided(figures(rooms(3, collisions=1.5)), Limits(20.0, 30.0))  # far too slow, whatever it hits
+    assert undecided(good, Limits(20.0, good["distance_m_per_min"]))
+    assert not undecided(figures({seed: ROOM._replace(distance_m=0.0, collisions=0) for seed in range(4)}), limits)
+    assert not undecided(figures(rooms(3, collisions=1.5)), Limits())
+
+
+def test_a_refusal_for_doubt_says_so() -> None:
+    """In words, with the rooms that were driven; a plain refusal does not."""
+    doubtful, bad = figures(rooms(4, collisions=1.2)), figures(rooms(40, collisions=4.0))
+    told = gates.failures(gates.driving_gates({**logged(doubtful), gates.ROOMS_METRIC: 4}, LIMITS))
+    assert "not decided after 4 rooms" in told
+    assert "in doubt no" in told
+    plain = gates.failures(gates.driving_gates({**logged(bad), gates.ROOMS_METRIC: 40}, LIMITS))
+    assert "collisions" in plain
+    assert "decided" not in plain
+    slow = {gates.DISTANCE_METRIC: 2.1, f"{gates.DISTANCE_METRIC}_low": 1.8, f"{gates.DISTANCE_METRIC}_high": 2.4}
+    far = gates.driving_gates({**logged(figures(rooms(40))), **slow, gates.ROOMS_METRIC: 80}, LIMITS)[0]
+    assert not far.passed
+    assert far.detail == "1.8 < 2 m a minute: not decided after 80 rooms (1.8 to 2.4), and in doubt no"
 
 
 def test_no_collision_is_no_certainty() -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 pytest.importorskip("mlflow.server")
@@ -20,7 +21,16 @@ from serving.errors import RejectedError
 from tests.conftest import ROOT
 from tests.simulators.constant_network import BLOCKED, FREE, constant_network
 
-PARAMS = "simulate: {rooms: 2, starts: 1, seconds: 6, frames_per_s: 10}\n"
+PARAMS = """\
+simulate: {rooms: 2, max_rooms: 3, starts: 1, seconds: 6, frames_per_s: 10}
+gates:
+  min_balanced_accuracy: 0.7
+  min_blocked_recall: 0.7
+  max_parity_error: 0.01
+  max_latency_ms: {}
+  max_collisions_per_100m: null
+  min_distance_m_per_min: 2
+"""
 
 
 def stage(folder: Path, uri: str) -> "subprocess.CompletedProcess[str]":
@@ -172,6 +182,31 @@ def test_a_champion_that_cannot_be_had_is_told_and_left_out(
     monkeypatch.setattr(simulate, "drive_champion", damaged)
     assert simulate.compare_with_champion(read_report(Path("build/export")), SuiteSettings(), 1) is None
     assert "holds no export/model.onnx" in caplog.text
+
+
+@pytest.mark.parametrize(("hits", "rooms"), [(0.1, 10), (1.0, 40), (9.0, 10)])
+def test_rooms_are_driven_until_the_verdict_is_sure(monkeypatch: pytest.MonkeyPatch, hits: float, rooms: int) -> None:
+    """What is clearly good or bad is done after the first rooms; what is near the limit drives all, each room once."""
+    from pipelines import simulate
+    from simulator.scores import Limits
+    from simulator.settings import SuiteSettings
+    from simulator.suite import Counts, Episode
+
+    nowhere, driven = np.empty((0, 2), np.float32), []
+
+    def run_suite(model: Path, decision: Decision, suite: object, processes: int, seeds: range) -> list[list[Episode]]:
+        driven.extend(seeds)
+        counts = Counts(seconds=60.0, distance_m=8.0, frames=1200)
+        return [
+            [Episode(seed, 0, counts._replace(collisions=int(hits * (1 + seed % 2))), nowhere, nowhere)]
+            for seed in seeds
+        ]
+
+    monkeypatch.setattr(simulate, "run_suite", run_suite)
+    suite = SuiteSettings(rooms=10, max_rooms=40)
+    episodes = simulate.drive_until_sure(Path("model.onnx"), Decision(), suite, Limits(20.0, 2.0), 1)
+    assert driven == list(suite.of(rooms).seeds)
+    assert [one.seed for one in episodes] == driven
 
 
 def test_without_an_export_the_stage_says_what_to_run(tmp_path: Path) -> None:

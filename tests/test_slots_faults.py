@@ -49,6 +49,12 @@ REFUSED_LONG_AGO = sha256(b"refused long ago")
 RANDOM_STATES = int(os.environ.get("JETLOOP_RANDOM_STATES", "200"))
 
 
+@pytest.fixture(autouse=True)
+def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill does not lose what is written: each sync is a moment to die at, and need not be waited for."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
 # The harness
 
 
@@ -386,8 +392,7 @@ def test_no_state_of_the_disk_is_a_traceback(
 ) -> None:
     """Random state files and passports, most of them under a seal that fits: the robot boots with an engine that
     verifies and was not refused, or with none; it goes back, or not; and it takes the next release."""
-    with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patched:
-        patched.setattr(os, "fsync", lambda _: None)  # a kill does not lose what is written; this is about content
+    with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch).resolve()
         for slot, version in (("a", 1), ("b", 2)):
             (folder / slot).mkdir()

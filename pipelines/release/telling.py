@@ -89,10 +89,13 @@ def _released_text(channel: Channel, judged: Sequence[GateResult], overrides: Se
         f"- **{one.by}** decided on {one.decided_at} that it is released although it fails `{one.gate}`: {one.reason}"
         for one in overrides
     ]
+    when = "when they next look"
+    if channel.rollout is not None:
+        when = f"share by share; while it is not on all, the tag `release.rollout.{channel.channel}` says how far it is"
     lines = [
         f"**Released** on `{channel.channel}` as `{channel.release_id}` (sequence {channel.sequence}, "
-        f"{channel.issued_at}), for {', '.join(sorted(channel.passports))}. Robots of that ring take it when they next "
-        f"look. To go back, set the alias `{channel.channel}` on an earlier version.",
+        f"{channel.issued_at}), for {', '.join(sorted(channel.passports))}. Robots of that ring take it {when}. "
+        f"To go back, set the alias `{channel.channel}` on an earlier version.",
         "",
         *decided,
         *(f"- {gate.name}: {gate.detail}" for gate in judged),

@@ -27,6 +27,10 @@ class Infers(Protocol):
     def infer(self, pixels: np.ndarray, timeout_s: float) -> np.ndarray: ...
 
 
+class TooSlow(RejectedError):
+    """Its decisions took longer than they may; on a busy machine that may have been a moment's."""
+
+
 @dataclass(frozen=True)
 class Checked:
     """What the golden check measured, through the worker, on this machine."""
@@ -117,7 +121,7 @@ def _judge(checked: Checked, passport: Passport, settings: EngineSettings) -> No
     built_ms = passport.measured.latency_p50_ms
     limit_ms = min(settings.max_latency_ms, max(built_ms * settings.max_latency_ratio, _LATENCY_FLOOR_MS))
     if checked.latency_p50_ms > limit_ms:
-        raise RejectedError(
+        raise TooSlow(
             f"golden frames: a decision takes {checked.latency_p50_ms:.1f} ms (median of {checked.inferences}); "
             f"allowed here are {limit_ms:.1f} ms, the passport says {built_ms:.1f} ms"
         )

@@ -11,7 +11,7 @@ from serving import preprocess
 from serving.config import EngineSettings
 from serving.contracts.releases import Passport
 from serving.engine.board import wrong_key
-from serving.engine.check import Checked, check
+from serving.engine.check import Checked, TooSlow, check
 from serving.engine.client import Engine, EngineFailed
 from serving.errors import OperatorError, RejectedError
 from serving.slots import Candidate
@@ -19,6 +19,7 @@ from serving.slots import Candidate
 log = logging.getLogger("engine")
 
 _ATTEMPTS = 2  # a worker may be killed for want of memory, or a busy machine be slow, once
+_PAUSE_S = 2.0  # between them: what made the machine busy may have ended
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +60,11 @@ def load(candidate: Candidate, settings: EngineSettings, closing: threading.Even
             break
         try:
             return _load_once(candidate, settings)
-        except EngineFailed as problem:
+        except (EngineFailed, TooSlow) as problem:
             if attempt == _ATTEMPTS:
                 raise RejectedError(str(problem)) from None
             log.warning("%s: %s; trying once more", passport.release_id, problem)
+            closing.wait(_PAUSE_S)
     raise OperatorError("the daemon is stopping")
 
 

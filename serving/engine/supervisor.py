@@ -4,50 +4,28 @@ Three threads meet here. The control thread asks with `take()` before each frame
 `decided()` and `failed()`; none of the three waits. The updater's thread waits in `activate()` until the new engine
 drives. A thread of this class starts the engine at boot, and again when it failed.
 
-How an engine is started and checked is in loading.py. What is signed and what belongs on the disk is not decided here
-(updater.py, slots.py).
+How an engine is started and checked is in loading.py, what goes from thread to thread in handover.py. What is signed
+and what belongs on the disk is not decided here (updater.py, slots.py).
 """
 
 import logging
 import threading
 import time
-from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Optional, Protocol
+from typing import Callable, Optional
 
 from serving.config import EngineSettings
 from serving.engine.client import EngineFailed
-from serving.engine.loading import Loaded as Loaded
-from serving.engine.loading import load
+from serving.engine.handover import Handover
+from serving.engine.loading import Loaded, load
 from serving.errors import JetloopError, OperatorError, RejectedError
+from serving.reporter import Tells
 from serving.slots import Candidate
 
 log = logging.getLogger("engine")
 
-_TAKE_TIMEOUT_S = 5.0  # the control thread asks several times a second
-_FIRST_DECISION_TIMEOUT_S = 5.0  # a camera that is gone must not hold up the update for ever
 _BACKOFF_MIN_S, _BACKOFF_MAX_S = 0.5, 30.0
 _HEALTHY_AFTER_S = 30.0  # an engine that held this long starts again at once when it fails
 _MEMORY_EVERY_S = 1.0  # the worker's memory is looked at this often
-
-
-class Tells(Protocol):
-    """What this needs of serving.reporter.Reporter."""
-
-    def emit(self, event_type: str, data: Optional[Dict[str, Any]] = None, captured_at: Any = None) -> None: ...
-
-    def engine_is(self, release_id: str, engine_sha256: str) -> None: ...
-
-
-@dataclass(eq=False)
-class _Handover:
-    """One engine on its way from the loading thread to the control thread."""
-
-    loaded: Loaded
-    previous: Optional[Loaded] = None
-    gap_ms: Optional[float] = None  # from the last decision of the one to the first of the other
-    failure: Optional[EngineFailed] = None
-    taken: threading.Event = field(default_factory=threading.Event)
-    settled: threading.Event = field(default_factory=threading.Event)  # decided, or failed
 
 
 def _never_going_back(candidate: Candidate, cause: str) -> None:
@@ -78,8 +56,8 @@ class Supervisor:
         self._cause = ""  # of the last one
         self._lock = threading.Lock()  # of the fields below; held for moments only
         self._running: Optional[Loaded] = None
-        self._incoming: Optional[_Handover] = None  # ready, not yet taken
-        self._handover: Optional[_Handover] = None  # taken, not yet settled
+        self._incoming: Optional[Handover] = None  # ready, not yet taken
+        self._handover: Optional[Handover] = None  # taken, not yet settled
         self._wanted: Optional[Candidate] = None
         self._decided_s: Optional[float] = None  # time.monotonic() of the last decision
         self._started_s = 0.0
@@ -211,14 +189,14 @@ class Supervisor:
 
     # Bringing an engine up.
 
-    def _drive_with(self, candidate: Candidate) -> _Handover:
+    def _drive_with(self, candidate: Candidate) -> Handover:
         """Loads an engine, hands it over, and lets the one before it go.
 
         Raises:
             RejectedError: it is not fit; what ran before still does.
             OperatorError: this robot cannot run such engines now, or the daemon is stopping.
         """
-        handover = _Handover(load(candidate, self._settings, self._closing))
+        handover = Handover(load(candidate, self._settings, self._closing))
         try:
             self._hand_over(handover)
         except JetloopError:
@@ -228,15 +206,15 @@ class Supervisor:
             handover.previous.engine.close()
         return handover
 
-    def _hand_over(self, handover: _Handover) -> None:
+    def _hand_over(self, handover: Handover) -> None:
         """Offers an engine to the control thread and waits until it made its first decision."""
         with self._lock:
             self._incoming = handover
-        self._wait(handover.taken, _TAKE_TIMEOUT_S)
+        handover.wait_taken(self._closing)
         self._withdraw(handover)
         if not handover.taken.is_set():
             raise OperatorError("no frame was asked for in time: the daemon is stopping, or its camera hangs")
-        if not self._wait(handover.settled, _FIRST_DECISION_TIMEOUT_S):
+        if not handover.wait_settled(self._closing):
             if self._closing.is_set():
                 raise OperatorError("the daemon is stopping")
             log.warning("%s drives, but no fresh frame came to decide on", handover.loaded.passport.release_id)
@@ -244,20 +222,13 @@ class Supervisor:
         if handover.failure is not None:
             raise RejectedError(f"at its first frame {handover.failure}")
 
-    def _wait(self, event: threading.Event, timeout_s: float) -> bool:
-        deadline_s = time.monotonic() + timeout_s
-        while not event.wait(0.05):
-            if self._closing.is_set() or time.monotonic() > deadline_s:
-                return event.is_set()
-        return True
-
-    def _withdraw(self, handover: _Handover) -> None:
+    def _withdraw(self, handover: Handover) -> None:
         """Takes an offer back, unless the control thread took it."""
         with self._lock:
             if self._incoming is handover:
                 self._incoming = None
 
-    def _settle(self, handover: _Handover) -> None:
+    def _settle(self, handover: Handover) -> None:
         with self._lock:
             if self._handover is handover:
                 self._handover = None
@@ -327,19 +298,8 @@ class Supervisor:
         passport = candidate.passport if candidate else None
         self._reporter.engine_is(passport.release_id if passport else "", passport.engine.sha256 if passport else "")
 
-    def _tell_activated(self, handover: _Handover, previous_release: str, cause: str) -> None:
+    def _tell_activated(self, handover: Handover, previous_release: str, cause: str) -> None:
         self._booting = False
-        loaded = handover.loaded
-        data = {
-            "from": previous_release,
-            "to": loaded.passport.release_id,
-            "cause": cause,
-            "gap_ms": handover.gap_ms,
-            "parity_max_abs": loaded.checked.parity_max_abs,
-            "latency_p50_ms": loaded.checked.latency_p50_ms,
-            "latency_p99_ms": loaded.checked.latency_p99_ms,
-            "runtime": loaded.engine.runtime,
-        }
         gap = "" if handover.gap_ms is None else f", {handover.gap_ms:.0f} ms after the last decision"
-        log.info("%s drives%s", loaded.passport.release_id, gap)
-        self._reporter.emit("model.activated", data)
+        log.info("%s drives%s", handover.loaded.passport.release_id, gap)
+        self._reporter.emit("model.activated", handover.told(previous_release, cause))

@@ -7,13 +7,13 @@ from typing import Callable, List, Union
 from serving.capture import Capture
 from serving.config import RobotConfig
 from serving.control import Control
-from serving.engine.supervisor import Tells
 from serving.errors import OperatorError
 from serving.local.endpoint import Endpoint
 from serving.local.glimpse import Glimpse
 from serving.local.orders import Orders
 from serving.local.page import Page
 from serving.probation import Probation
+from serving.reporter import Tells
 from serving.slots import Slots
 from serving.teller import Teller
 from serving.upload import Uploads

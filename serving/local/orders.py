@@ -11,12 +11,12 @@ from serving import files
 from serving.capture import Capture
 from serving.contracts.events import utc_now
 from serving.control import Control
-from serving.engine.supervisor import Tells
 from serving.errors import JetloopError, OperatorError
 from serving.local import requests
 from serving.local.glimpse import Glimpse
 from serving.local.requests import Answer, Request
 from serving.probation import Probation
+from serving.reporter import Tells
 from serving.slots import Slots
 from serving.status import StatusFile
 from serving.upload import Uploads

@@ -20,6 +20,8 @@ _TONE = {  # of a state or an event: how a person should take it
     "intervention": "warn",
     "frame.stale": "warn",
     "outbox.dropped": "warn",
+    "motors.guard-restarted": "warn",
+    "slots.damaged": "warn",
     "stopped": "warn",
     "collision": "bad",
     "engine.failed": "bad",

@@ -39,16 +39,14 @@ class Frozen(nn.Module):
 
 def settings_of(weights: Path, resolution: int, epochs: int, learning_rate: float, finetune: str) -> TrainSettings:
     """Settings as the block `train` of params.yaml has them."""
-    chosen: Any = {"resolution": resolution, "finetune": finetune}
-    return TrainSettings(
-        backbone=backbone_of(weights), weights=str(weights), epochs=epochs, learning_rate=learning_rate, **chosen
-    )
+    chosen: Any = {"backbone": backbone_of(weights), "resolution": resolution, "finetune": finetune}
+    return TrainSettings(weights=str(weights), epochs=epochs, learning_rate=learning_rate, **chosen)
 
 
 def features_of(pixels: np.ndarray, settings: TrainSettings) -> np.ndarray:
     """(N, 224, 224, 3) uint8 to (N, 1, 2, F) float32, from the folder CACHE where it holds them."""
     digest = hashlib.sha256(Path(settings.weights).read_bytes() + str(settings.resolution).encode())
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     kept = CACHE / f"features-{digest.hexdigest()[:16]}.npy"
     if kept.exists():
         return np.asarray(np.load(kept))

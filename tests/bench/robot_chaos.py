@@ -15,8 +15,8 @@ import click
 
 from simulator.motors import CellMotors
 from tests.conftest import Address, end, free_port, listens, start, wait_for
+from tests.robot_lab import Lab
 from tests.test_link_parts import Listener
-from tests.test_robot_daemon import Lab
 from tests.test_robot_parts import make_candidate
 
 LIMIT_S = 0.2

@@ -28,7 +28,7 @@ MAX_AGE_S = 0.2
 _FRAMES = 16  # different ones, so that no cache of a processor flatters
 
 
-def export(backbone: str, seed: int) -> bytes:
+def export(backbone: str, seed: int, resolution: int = 224) -> bytes:
     """An untrained network as ONNX: how long it takes does not depend on its weights."""
     import torch
 
@@ -36,7 +36,7 @@ def export(backbone: str, seed: int) -> bytes:
     from training.model import Network
 
     torch.manual_seed(seed)
-    return to_onnx(Network(backbone, 224))
+    return to_onnx(Network(backbone, resolution))
 
 
 def release_of(model: bytes, folder: Path, version: str) -> Candidate:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ from serving import preprocess
 from serving.contracts.releases import Decision, ExportReport
 
 GOOD_METRICS = {"test/balanced_accuracy": 0.93, "test/blocked_recall": 0.97}
+GOLDEN_FRAMES = 8  # of a network that is given
 
 
 def tiny_onnx(seed: int = 0, input_name: str = preprocess.INPUT_NAME) -> bytes:
@@ -50,17 +52,20 @@ def register(
     metrics: dict[str, float] | None = None,
     off_by: float = 0.0,
     description: str = "",
+    network: bytes | None = None,
+    more_tags: Mapping[str, str] | None = None,
 ) -> str:
     """Logs a run with its export and registers it as a version of `model`.
 
     Args:
         folder: for temporary files.
         off_by: error of the golden logits: above the parity gate's limit, the version must be refused.
+        network: an ONNX file in the place of the tiny one.
 
     Returns:
         The version's number.
     """
-    report = export(folder / f"export-{seed}", seed, off_by)
+    report = export(folder / f"export-{seed}", seed, off_by, network)
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     experiment = client.get_experiment_by_name(model)
     run = client.create_run(experiment.experiment_id if experiment else client.create_experiment(model))
@@ -71,30 +76,42 @@ def register(
     client.set_terminated(run_id)
     if not client.search_registered_models(f"name = '{model}'"):
         client.create_registered_model(model)
-    tags = lineage_tags(report, run_id)
+    tags = {**lineage_tags(report, run_id), **(more_tags or {})}
     source = f"{run.info.artifact_uri}/export"
     version = client.create_model_version(model, source, run_id, tags=tags, description=description or None)
     return str(version.version)
 
 
-def export(folder: Path, seed: int = 0, off_by: float = 0.0) -> ExportReport:
-    """Writes what the stage `export` leaves for `tiny_onnx(seed)`: model.onnx, golden.npz, export.json."""
+def export(folder: Path, seed: int = 0, off_by: float = 0.0, network: bytes | None = None) -> ExportReport:
+    """Writes what the stage `export` leaves for `network` or `tiny_onnx(seed)`: model.onnx, golden.npz, export.json."""
     folder.mkdir(parents=True)
-    (folder / "model.onnx").write_bytes(tiny_onnx(seed))
-    tiny_golden(folder / "golden.npz", seed, off_by)
+    if network is None:
+        (folder / "model.onnx").write_bytes(tiny_onnx(seed))
+        tiny_golden(folder / "golden.npz", seed, off_by)
+    else:
+        (folder / "model.onnx").write_bytes(network)
+        _golden(folder / "golden.npz", network)
     report = ExportReport(
         onnx_sha256=_sha256(folder / "model.onnx"),
         onnx_bytes=(folder / "model.onnx").stat().st_size,
         opset=13,
         preprocessing=preprocess.PREPROCESSING,
-        backbone="tiny",
+        backbone="tiny" if network is None else "untrained",
         parity_max_abs=0.0,
         golden_sha256=_sha256(folder / "golden.npz"),
-        golden_count=3,
+        golden_count=3 if network is None else GOLDEN_FRAMES,
         decision=Decision(blocked_threshold=0.4, temperature=1.5),
     )
     (folder / "export.json").write_bytes(msgspec.json.encode(report))
     return report
+
+
+def _golden(path: Path, network: bytes) -> None:
+    """golden.npz for any network, of as many frames as params.yaml asks for."""
+    from pipelines.onnx_run import logits_of_onnx
+
+    frames = np.random.default_rng(1).integers(0, 256, (GOLDEN_FRAMES, *preprocess.FRAME_SHAPE), dtype=np.uint8)
+    np.savez(path, frames=frames, logits=logits_of_onnx(network, frames))
 
 
 def lineage_tags(report: ExportReport, run_id: str) -> dict[str, str]:
