@@ -4,9 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import venv
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Dict
 
 import msgspec
@@ -14,8 +16,10 @@ import numpy as np
 import psutil
 import pytest
 
+from serving import preprocess
 from serving.config import EngineSettings
-from serving.engine.check import check, read_golden
+from serving.engine import loading
+from serving.engine.check import TooSlow, check, read_golden
 from serving.engine.client import Engine, EngineFailed
 from serving.errors import OperatorError, RejectedError
 from tests.conftest import ROOT, wait_for
@@ -205,3 +209,23 @@ def test_golden_files_that_are_none_are_refused(tmp_path: Path) -> None:
     np.savez(path, frames=np.zeros((1, 10, 10, 3), np.uint8), logits=np.zeros((1, 2), np.float32))
     with pytest.raises(RejectedError, match="golden frames are"):
         read_golden(path)
+
+
+def test_an_engine_that_was_slow_once_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy moment refuses nothing for good; an engine that is slow twice is refused."""
+    passport = SimpleNamespace(
+        target=SETTINGS.target, preprocessing=preprocess.PREPROCESSING, engine_key=None, release_id="r"
+    )
+    candidate = SimpleNamespace(passport=passport)
+    monkeypatch.setattr(loading, "_PAUSE_S", 0.0)
+    slow = [TooSlow("a decision takes 15 ms"), TooSlow("a decision takes 14 ms"), TooSlow("a decision takes 13 ms")]
+
+    def once(*_: object) -> str:
+        if slow:
+            raise slow.pop()
+        return "loaded"
+
+    monkeypatch.setattr(loading, "_load_once", once)
+    with pytest.raises(RejectedError, match="14 ms"):
+        loading.load(candidate, SETTINGS, threading.Event())
+    assert loading.load(candidate, SETTINGS, threading.Event()) == "loaded"
