@@ -53,6 +53,7 @@ def clone(tmp_path: Path) -> Path:
         make_session(sessions / f"s{seed}.zip", session_id=f"s{seed}", source="test", seed=seed, images=12)
     params = (ROOT / "params.yaml").read_text().splitlines()
     quick = {"epochs": "1", "batch": "8", "sessions": "data/sample", "golden_frames": "2", "rooms": "2"}
+    quick["max_rooms"] = "2"
     changed = [
         f"{line.split(':')[0]}: {quick[line.split(':')[0].strip()]}" if line.split(":")[0].strip() in quick else line
         for line in params

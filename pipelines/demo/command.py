@@ -146,7 +146,7 @@ def _set_params(house: House, data: Path | None, weights: Path | None, epochs: i
         "train": train,
         "split": split,
         "export": {"int8": "no"},  # this network gains nothing by it, and trying takes time
-        "simulate": {"site": LAB, "rooms": 6, "starts": 1},
+        "simulate": {"site": LAB, "rooms": 6, "max_rooms": 24, "starts": 1},
     }
     workspace.set_params(house.workspace, changes)
     workspace.commit(house.workspace, "the demo's parameters")
