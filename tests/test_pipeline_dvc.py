@@ -14,7 +14,7 @@ from tests.conftest import ROOT, need
 
 pytest.importorskip("dvc")
 
-CODE = ("pipelines", "training", "serving", "simulator")
+CODE = ("pipelines", "training", "serving", "simulator", "telemetry")
 
 
 def run(folder: Path, *command: str) -> str:
