@@ -48,10 +48,16 @@ def decode(pictures: Sequence[Picture]) -> Tuple[np.ndarray, np.ndarray]:
 
 
 def rows_of(pictures: Sequence[Picture]) -> List[Row]:
-    """As lines of split.csv; the set stands for the session."""
+    """As lines of split.csv: the set stands for the session, groups are near-duplicates as in `validate`."""
+    from PIL import Image
+
+    from pipelines.images_facts import difference_hash, near_duplicates
+
+    labels = [LABELS[one.label] for one in pictures]
+    groups = near_duplicates([difference_hash(Image.open(one.path).convert("L")) for one in pictures], labels).group
     return [
-        Row(str(one.path), LABELS[one.label], one.set, one.source, str(number), "train")
-        for number, one in enumerate(pictures)
+        Row(str(one.path), label, one.set, one.source, str(group), "train")
+        for one, label, group in zip(pictures, labels, groups, strict=True)
     ]
 
 
