@@ -31,7 +31,7 @@ def test_a_wrong_engine_would_be_counted(tmp_path: Path, monkeypatch: pytest.Mon
     from tuf.api.metadata import MetaFile, TargetFile
 
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    monkeypatch.setattr("serving.slots._inspect", _believing)
+    monkeypatch.setattr("serving.slots.inspect", _believing)
     for kind in (MetaFile, TargetFile):
         monkeypatch.setattr(kind, "verify_length_and_hashes", lambda *_: None)
     assert release_chaos.corruptions(tmp_path, 40, 1, lambda: None)["accepted_but_wrong"] > 0
@@ -40,8 +40,8 @@ def test_a_wrong_engine_would_be_counted(tmp_path: Path, monkeypatch: pytest.Mon
 def _believing(folder: Path, channel: object) -> object:
     import msgspec
 
+    from serving.candidate import Candidate
     from serving.contracts.releases import Passport
-    from serving.slots import Candidate
 
     passport = msgspec.json.decode((folder / "passport.json").read_bytes(), type=Passport)
     return Candidate(passport, folder, folder / "engine.onnx", folder / "golden.npz", channel)  # type: ignore[arg-type]

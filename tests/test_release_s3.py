@@ -57,7 +57,7 @@ class OnS3:
 
 
 @pytest.fixture
-def place(tmp_path: Path, s3: S3) -> OnS3:  # noqa: F811
+def place(tmp_path: Path, s3: S3) -> OnS3:
     everyone = {"Effect": "Allow", "Principal": "*", "Action": ["s3:GetObject"]}
     everyone["Resource"] = [f"arn:aws:s3:::{s3.bucket}/*"]
     s3.client.put_bucket_policy(Bucket=s3.bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [everyone]}))

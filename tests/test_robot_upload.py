@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import pytest
@@ -21,7 +21,8 @@ from serving.capture import Capture
 from serving.config import CaptureSettings, UploadSettings
 from serving.errors import OperatorError, RejectedError
 from serving.upload import Uploads
-from tests.conftest import ROOT, need, start, wait_for
+from tests.conftest import ROOT, wait_for
+from tests.servers.s3 import S3, s3  # noqa: F401
 from tests.simulators.cable import Cable
 from tests.test_robot_parts import frame_of
 
@@ -199,55 +200,12 @@ def test_kill_9_in_the_middle_of_an_http_upload(receiver: Receiver, tmp_path: Pa
     assert (receiver.folder / path.name).read_bytes() == path.read_bytes()
 
 
-class S3(NamedTuple):
-    client: Any
-    endpoint: str
-
-    def settings(self) -> UploadSettings:
-        return UploadSettings(url="s3://sessions/robots", endpoint=self.endpoint, part_mb=6, timeout_s=20)
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    """A real S3 server on loopback."""
-    program = need("weed")
-    import boto3
-    import botocore.config
-
-    folder = tmp_path_factory.mktemp("seaweed")
-    base = random.SystemRandom().randrange(20_000, 30_000, 10)  # its gRPC ports lie 10,000 above
-    ports = zip(("master.port", "volume.port", "filer.port", "s3.port"), range(base, base + 4), strict=True)
-    command = [program, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
-    command += [*(f"-{name}={port}" for name, port in ports), "-volume.max=20", "-master.telemetry=false"]
-    command += ["-master.volumeSizeLimitMB=64", "-s3.port.iceberg=0", "-s3.port.lance=0"]
-    patch = pytest.MonkeyPatch()
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        patch.setenv(name, "robot")
-    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    process = start(command, folder / "log")
-    endpoint = f"http://127.0.0.1:{base + 3}"
-    quick = botocore.config.Config(connect_timeout=1, read_timeout=3, retries={"total_max_attempts": 1})
-    client = boto3.client("s3", endpoint_url=endpoint, config=quick)
-
-    def ready() -> bool:
-        with contextlib.suppress(Exception):
-            client.create_bucket(Bucket="sessions")
-        with contextlib.suppress(Exception):
-            client.put_object(Bucket="sessions", Key="ready", Body=b"ready")
-            return True
-        return False
-
-    try:
-        wait_for(ready, 40, f"SeaweedFS taking an object ({folder / 'log'})")
-        yield S3(client, endpoint)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        patch.undo()
+def settings(s3: S3) -> UploadSettings:
+    return UploadSettings(url=f"s3://{s3.bucket}/robots", endpoint=s3.endpoint, part_mb=6, timeout_s=20)
 
 
 def stored(s3: S3, name: str) -> bytes:
-    return bytes(s3.client.get_object(Bucket="sessions", Key=f"robots/{name}")["Body"].read())
+    return s3.read(f"robots/{name}")
 
 
 @pytest.mark.parametrize("size", [100_000, 15_000_000], ids=["whole", "in-parts"])
@@ -255,12 +213,12 @@ def test_s3_holds_each_session_once(s3: S3, tmp_path: Path, size: int) -> None:
     """Whole or in parts; the same again is confirmed, another one of that name is refused, nothing is half there."""
     path = session(tmp_path, size, f"r1-{size}.zip")
     for _ in range(2):
-        upload_process.upload(path, s3.settings())
+        upload_process.upload(path, settings(s3))
     assert stored(s3, path.name) == path.read_bytes()
     other = session(tmp_path, size, path.name)
     with pytest.raises(RejectedError, match="another object"):
-        upload_process.upload(other, s3.settings())
-    assert not s3.client.list_multipart_uploads(Bucket="sessions").get("Uploads")
+        upload_process.upload(other, settings(s3))
+    assert not s3.client.list_multipart_uploads(Bucket=s3.bucket).get("Uploads")
 
 
 def test_kill_9_in_the_middle_of_an_s3_upload(s3: S3, tmp_path: Path) -> None:
@@ -270,12 +228,12 @@ def test_kill_9_in_the_middle_of_an_s3_upload(s3: S3, tmp_path: Path) -> None:
 
     def parts() -> list[Any]:
         with contextlib.suppress(Exception):
-            (begun,) = s3.client.list_multipart_uploads(Bucket="sessions", Prefix=key).get("Uploads", [])
-            at = {"Bucket": "sessions", "Key": key, "UploadId": begun["UploadId"]}
+            (begun,) = s3.client.list_multipart_uploads(Bucket=s3.bucket, Prefix=key).get("Uploads", [])
+            at = {"Bucket": s3.bucket, "Key": key, "UploadId": begun["UploadId"]}
             return list(s3.client.list_parts(**at).get("Parts", []))
         return []
 
-    process = attempt(path, s3.settings())
+    process = attempt(path, settings(s3))
     while process.poll() is None and not parts():
         time.sleep(0.001)
     assert process.poll() is None, "it was killed before its end"
@@ -284,6 +242,6 @@ def test_kill_9_in_the_middle_of_an_s3_upload(s3: S3, tmp_path: Path) -> None:
     process.stderr.close()
     before = parts()
     assert 0 < len(before) < 7
-    upload_process.upload(path, s3.settings())
+    upload_process.upload(path, settings(s3))
     assert stored(s3, path.name) == path.read_bytes()
-    assert not s3.client.list_multipart_uploads(Bucket="sessions").get("Uploads")
+    assert not s3.client.list_multipart_uploads(Bucket=s3.bucket).get("Uploads")

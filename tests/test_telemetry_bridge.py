@@ -109,7 +109,7 @@ class EventPath:
 
 
 @pytest.fixture
-def path(tmp_path: Path, kafka: KafkaServer) -> Iterator[EventPath]:  # noqa: F811
+def path(tmp_path: Path, kafka: KafkaServer) -> Iterator[EventPath]:
     broker = SecureBroker(tmp_path)
     made = None
     try:
