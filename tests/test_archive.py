@@ -1,4 +1,3 @@
-# ruff: noqa: F811 (imported fixtures are named again as arguments)
 """Events in the archive: written, asked, put together, taken out of the store; in a folder and on a real S3."""
 
 import csv

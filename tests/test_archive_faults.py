@@ -1,4 +1,3 @@
-# ruff: noqa: F811 (imported fixtures are named again as arguments)
 """The archive when things go wrong: kills, two at once, a bad S3, a full disk. Each event is in it exactly once."""
 
 import errno

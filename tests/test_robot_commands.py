@@ -1,4 +1,3 @@
-# ruff: noqa: F811 (an imported fixture is named again as an argument)
 """A person's commands to a whole daemon: over a kill, and on a disk that cannot be written."""
 
 import contextlib

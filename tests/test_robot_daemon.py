@@ -1,4 +1,3 @@
-# ruff: noqa: F811 (an imported fixture is named again as an argument)
 """`jetloop-robot run` as a process: alone, with everything absent, and with a real repository and broker."""
 
 import csv

@@ -1,4 +1,3 @@
-# ruff: noqa: F811 (an imported fixture is named again as an argument)
 """`jetloop-robot run` with a real repository and broker: a probation that ends badly, and a shadow that watches."""
 
 import contextlib

@@ -1,4 +1,3 @@
-# ruff: noqa: F811 (imported fixtures are named again as arguments)
 """What the robots did hour by hour: counted with the events, exactly once."""
 
 import datetime

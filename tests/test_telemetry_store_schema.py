@@ -1,4 +1,3 @@
-# ruff: noqa: F811 (imported fixtures are named again as arguments)
 """How a store's tables come to be: made, brought up to date, refused."""
 
 import datetime
