@@ -92,6 +92,7 @@ class Daemon:
         self._closes("recorder", recorder.close)
         self.link = Link(config.mqtt, self.outbox, *who, ring=robot.ring, on_wakeup=lambda: self.updater.wake())
         self._closes("link", lambda: self.link.stop(timeout_s=0.8))
+        self._ending = threading.Event()
         self.reporter = Reporter(self.outbox, *who)
         self._closes("reporter", lambda: self.reporter.close(timeout_s=0.5))
         self.updater = Updater(
@@ -126,7 +127,7 @@ class Daemon:
         guard = GuardedMotors.of(
             hardware,
             config.control.max_age_ms / 1e3,
-            restarted=lambda data: self.reporter.emit("motors.guard-restarted", data),
+            restarted=self._guard_restarted,
         )
         if guard is not None:
             self._closes("motor guard", guard.close)
@@ -209,6 +210,7 @@ class Daemon:
         Raises:
             OperatorError: the control loop ended by a fault.
         """
+        self._ending = until
         self.start()
         notify("READY=1")
         watchdog = Watchdog()
@@ -240,6 +242,10 @@ class Daemon:
 
     def _captured(self) -> CaptureStatus:
         return msgspec.structs.replace(self.capture.status(), upload=self.uploads.said)
+
+    def _guard_restarted(self, data: Dict[str, Any]) -> None:
+        if not self._ending.is_set():  # a service manager ends the guard with the daemon, and that is no news
+            self.reporter.emit("motors.guard-restarted", data)
 
     def _refused(self, release_id: str, engine_sha256: str, reason: str) -> None:
         self.reporter.emit("model.refused", {"release": release_id, "engine": engine_sha256, "reason": reason})

@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Dict, Iterator, List
 
 import psutil
@@ -248,3 +250,17 @@ def test_kill_9_of_a_real_daemon_at_random_moments(tmp_path: Path, mosquitto: Ad
     assert found["unbootable"] == 0
     assert found["lost_events"] == 0
     assert found["events"] >= 5
+
+
+def test_a_guard_that_ends_with_the_daemon_is_no_news() -> None:
+    """A service manager ends the whole group: the guard may be gone, and back, before the daemon is."""
+    from serving.daemon import Daemon
+
+    told: List[str] = []
+    daemon = Daemon.__new__(Daemon)
+    daemon._ending = threading.Event()
+    daemon.reporter = SimpleNamespace(emit=lambda kind, data: told.append(kind))
+    daemon._guard_restarted({"cause": "ended"})
+    daemon._ending.set()
+    daemon._guard_restarted({"cause": "ended"})
+    assert told == ["motors.guard-restarted"]

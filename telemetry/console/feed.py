@@ -46,7 +46,7 @@ class Picture:
     avoided: Mapping[Key, datetime.datetime] = field(default_factory=dict)
     trends: Mapping[Key, Sequence[float]] = field(default_factory=dict)
     gaps: Sequence[Gap] = ()
-    stored: int = 0
+    stored: int | None = None  # None: not counted yet
     health: Mapping[str, Health] = field(default_factory=dict)
     releases: Sequence[Release] = ()
     store_error: str = ""

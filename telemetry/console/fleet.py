@@ -99,7 +99,7 @@ def summary(picture: Picture) -> Markup:
         [
             (f"{online:,} of {len(picture.robots):,}", "robots online", ""),
             (f"{trouble:,}", "need a look", "warn" if trouble else ""),
-            (f"{picture.stored:,}", "events stored", ""),
+            ("–" if picture.stored is None else f"{picture.stored:,}", "events stored", ""),
             (f"{missing:,}", "events missing", "warn" if missing else ""),
             (running or "–", "released", ""),
         ]
