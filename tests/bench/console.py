@@ -178,13 +178,19 @@ def keep_screens(browser: Any, address: str, fleet: Fleet, folder: Path) -> None
     folder.mkdir(parents=True, exist_ok=True)
     newest = fleet._store.recent(1, metrics=False)[0]["id"]
     pages = {"fleet": "/", "robot": "/robot/lab/jetbot-0002", "events": "/events", "releases": "/releases"}
+
+    def show(path: str) -> None:
+        """Opens a page and waits for its content: robots, or, of releases, what there is to say of them."""
+        browser.get(address + path)
+        wanted = "Releases" if path == "/releases" else "jetbot"
+        wait_for(lambda: wanted in browser.find_element("tag name", "main").text, 20, f"{path} shown")
+
     for name, path in {
         **pages,
         "event": f"/event/{newest}",
         "search": "/events?type=collision&robot=jetbot-00",
     }.items():
-        browser.get(address + path)
-        wait_for(lambda: "jetbot" in browser.find_element("tag name", "main").text, 20, f"{path}")
+        show(path)
         time.sleep(1.2)  # the first trends come with the second picture
         browser.save_screenshot(str(folder / f"console-{name}.png"))
     browser.execute_script("Quasar.Dark.set(true)")
@@ -192,8 +198,7 @@ def keep_screens(browser: Any, address: str, fleet: Fleet, folder: Path) -> None
     phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     for name, path in pages.items():
-        browser.get(address + path)
-        wait_for(lambda: "jetbot" in browser.find_element("tag name", "main").text, 20, f"{path}")
+        show(path)
         browser.save_screenshot(str(folder / f"console-{name}-phone.png"))
 
 
