@@ -1,6 +1,5 @@
 """A person sets an alias in MLflow's own page, in a real browser; the robot drives with it, and the page says so."""
 
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,8 @@ from serving.engine.check import check
 from serving.engine.client import Engine
 from serving.slots import Candidate, Slots
 from serving.updater import Updater
-from tests.conftest import ROOT, need, wait_for
+from tests.conftest import ROOT, wait_for
+from tests.servers.chromium import opened
 from tests.test_release_service import TARGET, Lab
 
 pytestmark = pytest.mark.alone  # MLflow, a browser, the service and an engine at once
@@ -35,22 +35,8 @@ def lab(mlflow_server: str, tmp_path: Path) -> Iterator[Lab]:
 
 @pytest.fixture
 def browser() -> Iterator[Any]:
-    """Headless Chromium through ChromeDriver."""
-    chromium, driver = need("chromium"), need("chromedriver")
-    from selenium import webdriver
-
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        options = webdriver.ChromeOptions()
-        options.binary_location = chromium
-        for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"):
-            options.add_argument(flag)
-        for flag in ("--disable-background-networking", f"--user-data-dir={profile}", "--window-size=1600,1100"):
-            options.add_argument(flag)
-        chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-        try:
-            yield chrome
-        finally:
-            chrome.quit()
+    with opened("1600,1100") as chrome:
+        yield chrome
 
 
 class Page:

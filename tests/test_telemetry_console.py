@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import pytest
 from telemetry.console import events_page, fleet, html
 from telemetry.console.feed import Picture
 from telemetry.store import Batch, Rejected, Store, open_store
-from tests.conftest import ROOT, answers, end, free_port, need, start, wait_for
+from tests.conftest import ROOT, answers, end, free_port, start, wait_for
+from tests.servers.chromium import opened
 from tests.test_telemetry_samples import ENGINE, decision, event, release_service, state
 
 CONSOLE = [sys.executable, "-m", "pipelines.cli", "console"]
@@ -43,23 +43,8 @@ def console(tmp_path: Path) -> Iterator[Console]:
 
 @pytest.fixture
 def browser() -> Iterator[Any]:
-    """Headless Chromium through ChromeDriver."""
-    chromium, driver = need("chromium"), need("chromedriver")
-    from selenium import webdriver
-
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        options = webdriver.ChromeOptions()
-        options.binary_location = chromium
-        for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"):
-            options.add_argument(flag)
-        for flag in ("--disable-background-networking", f"--user-data-dir={profile}", "--window-size=1280,900"):
-            options.add_argument(flag)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-        try:
-            yield chrome
-        finally:
-            chrome.quit()
+    with opened() as chrome:
+        yield chrome
 
 
 def _text(browser: Any) -> str:

@@ -24,7 +24,8 @@ import psutil
 
 from serving.command_line import run
 from telemetry.store import Batch, Store, open_store
-from tests.conftest import ROOT, answers, end, free_port, need, start, wait_for
+from tests.conftest import ROOT, answers, end, free_port, start, wait_for
+from tests.servers.chromium import chromium
 from tests.test_telemetry_samples import RELEASE, decision, event, release_service, state
 
 OUT, SCREENS = Path("build/bench/console.json"), Path("build/screens")
@@ -99,20 +100,6 @@ class Fleet:
             changes["data"] = {"release": _BEFORE, "reason": "parity error 0.31 is over its limit 0.01"}
         release = _BEFORE if int(name[-4:]) % 7 == 0 else RELEASE
         return event(self._sequence[name], kind, name, time=later(at_s), release=release, **changes)
-
-
-def chromium(profile: str, size: str = "1280,900") -> Any:
-    """Headless Chromium through ChromeDriver."""
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = need("chromium")
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"):
-        options.add_argument(flag)
-    for flag in ("--disable-background-networking", f"--user-data-dir={profile}", f"--window-size={size}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService(need("chromedriver")))
 
 
 _ROWS = "return document.querySelectorAll('table.robots tbody tr').length"
