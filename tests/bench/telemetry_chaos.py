@@ -2,8 +2,11 @@
 
 Senders → Mosquitto → bridge → Kafka's protocol → collector → PostgreSQL, or Mosquitto → collector → SQLite. While
 events flow, bridge, collector and broker are killed with SIGKILL at random moments, and Kafka and the database are
-stopped for a while (in order: the Kafka server of the tests keeps no promise over a kill -9). What counts is
-what the senders were told by the broker: every such event must be in the store, once.
+stopped for a while. What counts is what the senders were told by the broker: every such event must be in the store,
+once.
+
+The Kafka server of the tests loses what it confirms while it is being stopped (measured: four records a stop at 400 a
+second, none when nobody writes). So the bridge is held for the moment of the stop; it meets the outage afterwards.
 """
 
 import random
@@ -27,6 +30,7 @@ from tests.servers.postgres import Postgres
 
 SETTLE_S = 5.0  # as robots: what was acknowledged so shortly before a broken connection is sent again
 OUTAGE_S = 4.0
+HELD_S = 0.7  # for what is on the way to Kafka
 PATIENCE_S = 300.0  # for the last events
 
 Say = Callable[[str], None]
@@ -89,7 +93,10 @@ def _way(
     stack.callback(storing.close)
 
     def kafka_down() -> None:
+        passing.process.send_signal(signal.SIGSTOP)
+        time.sleep(HELD_S)
         kafka.close()
+        passing.process.send_signal(signal.SIGCONT)
         time.sleep(OUTAGE_S)
         kafka.begin()
 
@@ -130,7 +137,7 @@ def _count(store: str, tally: int) -> dict[str, Any]:
     time.sleep(1.0)  # for what might come twice
     stored, missing = reader.count(), sum(gap.missing for gap in reader.gaps(from_first=True))
     reader.close()
-    return {"stored": stored, "lost": missing + max(0, tally - stored), "twice": max(0, stored - tally), "late": late}
+    return {"stored": stored, "lost": max(missing, tally - stored), "twice": max(0, stored - tally), "late": late}
 
 
 @click.command()

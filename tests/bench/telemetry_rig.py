@@ -126,6 +126,7 @@ def send(port: int, number: int, robots: int, events: int, rate: float, settle_s
             stamped = msgspec.structs.replace(one, sentat=utc_now())
             sent = client.publish(event_topic(one.site, one.robot, one.type), msgspec.json.encode(stamped), 1)
             if sent.rc:
+                again.append(index)
                 break
             waiting[sent.mid] = index
         client.loop(0.001 if rate else 0.0005)

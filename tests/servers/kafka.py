@@ -4,6 +4,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import end, free_port, listens, need, start, wait_for
@@ -25,9 +26,13 @@ class KafkaServer:
         wait_for(lambda: listens(self.port), what=f"Kafka listening ({self.folder / 'kafka.log'})")
 
     def close(self) -> None:
-        """Ends it in order, its data on the disk."""
-        if self.process is not None:
-            end(self.process)
+        """Ends it in order, its data on the disk: the command is a wrapper that is gone before the server is."""
+        if self.process is None:
+            return
+        server = psutil.Process(self.process.pid).children(recursive=True)
+        end(self.process)
+        _, alive = psutil.wait_procs(server, timeout=20)
+        assert not alive, f"Kafka does not end ({self.folder / 'kafka.log'})"
 
 
 @pytest.fixture
