@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from serving.errors import RejectedError
-from training import augment, distributed, metrics
+from training import augment, distributed, linear_head, metrics
 from training.dataset import Images
 from training.machine import cores, in_order, one_thread_per_operation
 from training.model import Network, last_layer, replace_layer
@@ -127,26 +127,14 @@ def _fit_head(
     straight, mirrored = (infer(network, training.pixels, "features", mirror) for mirror in (False, True))
     unseen = None if validation is None else torch.from_numpy(infer(network, validation.pixels, "features"))
     replace_layer(network.backbone, name, head)
-    features = torch.from_numpy(np.stack([straight, mirrored]))
-    labels = torch.from_numpy(training.labels)
 
     head.to("cpu")  # a single layer is quickest where the features are
-    weights = class_weights(training.labels)
-    draw = _Draw(training, settings)
-    steps = _Steps(head, settings, draw.steps)
     history = _History(on_epoch)
-    for epoch in range(1, settings.epochs + 1):
-        losses = []
-        for chosen in draw.epoch():
-            side = torch.randint(2, chosen.shape, generator=draw.generator)
-            head.zero_grad()
-            value = _loss(head(features[side, chosen]), labels[chosen], weights)
-            value.backward()  # type: ignore[no-untyped-call]
-            losses.append(float(value.detach()))
-            steps.take(losses[-1], epoch)
+    weights = linear_head.image_weights(training.labels, _simulated(training))
+    for loss in linear_head.fit(head, (straight, mirrored), training.labels, weights, settings.epochs):
         if validation is not None:
             with torch.no_grad():
-                history.add(losses, head(unseen).numpy(), validation.labels)
+                history.add([loss], head(unseen).numpy(), validation.labels)
     return Fitted(network, history.epochs)
 
 
@@ -181,6 +169,11 @@ def infer(network: Network, pixels: Pixels, what: str = "inference", mirror: boo
     return np.concatenate([part for parts in distributed.gather(mine) for part in parts])
 
 
+def _simulated(images: Images) -> np.ndarray:
+    """(N,) bool: which were never before a camera; images that nothing is told of were."""
+    return np.array([row.simulated for row in images.rows] or [False] * len(images.labels), dtype=bool)
+
+
 def class_weights(labels: np.ndarray) -> torch.Tensor:
     """(2,) float32: each class counts the same in the loss, whatever its share."""
     counts = np.bincount(labels, minlength=2)
@@ -203,9 +196,9 @@ class _Draw:
     """
 
     def __init__(self, training: Images, settings: TrainSettings) -> None:
-        simulated = torch.tensor([row.simulated for row in training.rows], dtype=torch.bool)
-        if not len(simulated) or bool(simulated.all()):
-            simulated = torch.zeros(len(training.labels), dtype=torch.bool)
+        simulated = torch.from_numpy(_simulated(training))
+        if bool(simulated.all()):
+            simulated = torch.zeros_like(simulated)
         self._real, self._simulated = torch.where(~simulated)[0], torch.where(simulated)[0]
         self._batch = settings.batch
         self.generator = torch.Generator().manual_seed(settings.seed)

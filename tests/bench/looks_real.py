@@ -48,7 +48,9 @@ Trained = Callable[[Data, Data, int], np.ndarray]  # (learned, judged, seed) -> 
 @click.option("--resolution", type=click.Choice(["112", "224"]), default="224", help="The network's.")
 @click.option("--epochs", type=click.IntRange(1), default=16, help="As in params.yaml.")
 @click.option("--learning-rate", type=float, default=0.002, help="As in params.yaml.")
-@click.option("--repeats", type=click.IntRange(1), default=3, help="Trainings of each kind with other seeds; means.")
+@click.option(
+    "--repeats", type=click.IntRange(1), default=1, help="With other seeds, of which a head knows none; means."
+)
 @click.option("--out", type=click.Path(path_type=Path), default=OUT, help="The figures, as JSON.")
 def command(
     data: Path,

@@ -3,7 +3,8 @@
 Both learn from the same images, of all sources but one, from the same weights of the same network, and are judged on
 the source left out, at a probability of one half. The notebook's recipe is that of NVIDIA's collision_avoidance
 train_model.ipynb: ImageFolder, colour jitter, batches of 8, SGD 0.001/0.9, 30 epochs, the epoch kept that is best on
-50 images drawn at random. Ours is `training.fit`. Times hold decoding, training and judging each epoch.
+50 images drawn at random. Ours is `training.fit`, with each of its two ways. Times hold decoding, training and judging
+each epoch.
 """
 
 import copy
@@ -25,6 +26,7 @@ from training.settings import TrainSettings
 
 OUT = Path("build/bench/train.json")
 LEAST_SPEEDUP = 10.0  # less is told by the exit code
+NOTEBOOK = "notebook"
 NOTEBOOK_VALIDATION = 50  # images
 
 
@@ -50,11 +52,12 @@ def command(
     """Train by the notebook's recipe and by ours on the same images, and judge both on a source left out.
 
     DATA holds a folder for each set, called SOURCE_anything, with blocked/ and free/ in it. Writes
-    build/bench/train.json and exits with 1 if ours is not ten times as quick and as accurate. Let nothing else run
-    meanwhile; the notebook's recipe takes about ten minutes each time.
+    build/bench/train.json and exits with 1 if neither of ours (every layer at 112 pixels, the last one at 224) is ten
+    times as quick and as accurate. Let nothing else run meanwhile; the notebook's recipe takes ten minutes each time.
 
     Example: python -m tests.bench.train --data ../jetbot --weights mobilenet_v2.pth --repeats 1
     """
+    import msgspec
     from rich.console import Console
 
     from training.model import backbone_of
@@ -70,9 +73,11 @@ def command(
     settings = TrainSettings(
         backbone=backbone_of(weights), weights=str(weights), resolution=112, epochs=epochs, learning_rate=0.0005
     )
+    head = msgspec.structs.replace(settings, resolution=224, finetune="head")
     recipes: Dict[str, Callable[[int], Result]] = {
-        "ours": lambda seed: ours(learned, judged, settings, seed),
-        "notebook": lambda seed: notebook(learned, judged, settings, notebook_epochs, seed),
+        "ours, every layer": lambda seed: ours(learned, judged, settings, seed),
+        "ours, last layer": lambda seed: ours(learned, judged, head, seed),
+        NOTEBOOK: lambda seed: notebook(learned, judged, settings, notebook_epochs, seed),
     }
     found: Dict[str, List[Result]] = {name: [] for name in recipes}
     for seed in range(1, repeats + 1):
@@ -80,7 +85,8 @@ def command(
             with console.status(f"{name}, {seed} of {repeats}"):
                 found[name].append(recipe(seed))
     told = {name: median(results) for name, results in found.items()}
-    speedup = told["notebook"].seconds / told["ours"].seconds
+    theirs = told[NOTEBOOK]
+    speedup = {name: theirs.seconds / result.seconds for name, result in told.items()}
     report = {
         "backbone": settings.backbone,
         "unseen": left_out,
@@ -94,8 +100,8 @@ def command(
     out.write_text(json.dumps(report, indent=2) + "\n")
     _show(console, report)
     console.print(f"figures in {out}")
-    as_accurate = told["ours"].balanced_accuracy >= told["notebook"].balanced_accuracy
-    if speedup < LEAST_SPEEDUP or not as_accurate:
+    as_accurate = [name for name, result in told.items() if result.balanced_accuracy >= theirs.balanced_accuracy]
+    if not any(speedup[name] >= LEAST_SPEEDUP for name in as_accurate):
         raise SystemExit(1)
 
 
@@ -199,13 +205,13 @@ def _show(console: Any, report: Dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title=f"{report['backbone']}, judged on {report['unseen']}, which training has not seen")
-    for column in ("recipe", "train s", "images/s", "balanced accuracy", "blocked recall", "AUC"):
+    for column in ("recipe", "train s", "times as quick", "images/s", "balanced accuracy", "blocked recall", "AUC"):
         table.add_column(column, justify="left" if column == "recipe" else "right")
     for name, result in report["median"].items():
         shares = (f"{result[key]:.3f}" for key in ("balanced_accuracy", "blocked_recall", "roc_auc"))
-        table.add_row(name, f"{result['seconds']:.1f}", f"{result['images_per_s']:.0f}", *shares)
+        taken = (f"{result['seconds']:.1f}", f"{report['speedup'][name]:.1f}", f"{result['images_per_s']:.0f}")
+        table.add_row(name, *taken, *shares)
     console.print(table)
-    console.print(f"ours takes 1/{report['speedup']:.1f} of the notebook's time")
 
 
 if __name__ == "__main__":
