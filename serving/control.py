@@ -172,7 +172,7 @@ class Control:
         try:
             loaded.engine.begin(frame.pixels)
             self._account.write_down()  # while the engine computes
-            logits = loaded.engine.result(self._decide_timeout_s)
+            logits = loaded.engine.result(self._decide_timeout_s, attentive=True)
         except EngineFailed as problem:
             self._motors.stop(str(problem))
             self._stand_still(str(problem))

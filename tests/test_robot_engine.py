@@ -85,6 +85,51 @@ def test_a_hung_worker_is_given_up_in_time(network: Path) -> None:
     assert not psutil.pid_exists(engine.pid)
 
 
+@pytest.mark.parametrize(
+    ("signal_number", "cause"), [(signal.SIGKILL, "crashed"), (signal.SIGSTOP, "hung")], ids=["killed", "stopped"]
+)
+def test_waiting_attentively_notices_the_same_in_the_same_time(network: Path, signal_number: int, cause: str) -> None:
+    """Answers are right; a worker that goes while its answer is waited for costs no more than the timeout."""
+    engine = Engine(network, SETTINGS)
+    for brightness in (BRIGHT, DARK) * 10:
+        engine.begin(frame_of(brightness))
+        np.testing.assert_allclose(engine.result(5.0, attentive=True), logits_for(brightness), atol=1e-4)
+    os.kill(engine.pid, signal.SIGSTOP)
+    engine.begin(frame_of(BRIGHT))
+    os.kill(engine.pid, signal_number)
+    started = time.monotonic()
+    with pytest.raises(EngineFailed) as caught:
+        engine.result(0.2, attentive=True)
+    taken_s = time.monotonic() - started
+    assert caught.value.cause == cause
+    assert "no answer in 200 ms" in str(caught.value) if cause == "hung" else taken_s < 0.15
+    assert taken_s < 1.0
+
+
+@pytest.mark.parametrize("attentive", [False, True])
+def test_an_engine_that_another_thread_lets_go_has_failed(network: Path, attentive: bool) -> None:
+    """Dismissed between a frame and its answer: a failure of that engine, never of the loop."""
+    engine = Engine(network, SETTINGS)
+    engine.begin(frame_of(BRIGHT))
+    engine.kill()
+    with pytest.raises(EngineFailed):
+        engine.result(0.2, attentive)
+
+
+def test_an_attentive_wait_is_awake_for_a_moment_only(network: Path) -> None:
+    """While no answer comes the daemon's core sleeps, after a fraction of a millisecond of looking for it."""
+    engine = Engine(network, SETTINGS)
+    for _ in range(5):
+        engine.begin(frame_of(BRIGHT))
+        engine.result(5.0, attentive=True)
+    os.kill(engine.pid, signal.SIGSTOP)
+    engine.begin(frame_of(BRIGHT))
+    before_s = time.thread_time()
+    with pytest.raises(EngineFailed):
+        engine.result(0.3, attentive=True)
+    assert time.thread_time() - before_s < 0.1
+
+
 def test_signals_to_the_group_leave_the_worker_to_its_client(network: Path) -> None:
     """Ctrl-C and a service manager signal the whole group; only the daemon decides when the worker ends."""
     engine = Engine(network, SETTINGS)
