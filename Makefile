@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-gpu check format services lock clean \
     bench-train bench-ablation bench-robot bench-outage bench-scale bench-networks bench-simulator bench-console \
-    bench-looks-real bench-gate bench-telemetry bench-archive bench-store bench-release \
+    bench-looks-real bench-gate bench-telemetry bench-archive bench-store bench-release bench-flood \
     chaos-release chaos-telemetry
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
@@ -110,6 +110,9 @@ chaos-release: setup  ## 2,000 random corruptions of the signed repository; 200 
 
 bench-telemetry: setup  ## robots to store against the broker alone: events a second, latency, memory (1,000,000 events: EVENTS=)
 	@$(BIN)/python -m tests.bench.telemetry --events $(or $(EVENTS),200000)
+
+bench-flood: setup  ## one robot floods: how long the events of nine others take to the store, and that nothing is lost
+	@$(BIN)/python -m tests.bench.flood
 
 chaos-telemetry: setup  ## 200,000 events while broker, bridge, collector, Kafka and database are killed and stopped
 	@$(BIN)/python -m tests.bench.telemetry_chaos --events $(or $(EVENTS),200000)

@@ -6,6 +6,7 @@ Here is the command; the work is in bridging.py.
 import re
 import signal
 import threading
+from pathlib import Path
 
 import click
 
@@ -46,6 +47,11 @@ CLIENT = "jetloop-bridge"
 @click.option(
     "--partitions", default=6, show_default=True, type=click.IntRange(1), help="Of the topics, where they are made."
 )
+@click.option(
+    "--spool",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for what a robot sends that floods, so that the others need not wait.  [default: none]",
+)
 @metrics_options
 def command(
     mqtt: str,
@@ -60,6 +66,7 @@ def command(
     share: str,
     window: int,
     partitions: int,
+    spool: Path | None,
     metrics_port: int | None,
     metrics_host: str,
 ) -> None:
@@ -82,6 +89,7 @@ def command(
         --kafka kafka-1:9093,kafka-2:9093 --kafka-option security.protocol=SSL --site lab --client-id bridge-lab
     """
     from telemetry.bridging import KafkaSink, log
+    from telemetry.fair import fair
     from telemetry.kafka_options import parse_options, producer_config
     from telemetry.kafka_topics import make_topics
     from telemetry.mqtt_inlet import Inlet
@@ -90,6 +98,7 @@ def command(
     broker = parse_broker(mqtt, ca, certificate, key)
     topics = subscriptions(sites, share)
     sink = KafkaSink(producer_config(kafka, options, window), prefix, window)
+    registry = None
     if metrics_port:
         from telemetry.metrics import BridgeMetrics, new_registry, serve_metrics
 
@@ -101,7 +110,7 @@ def command(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     log.info("from %s to Kafka at %s, topics %s.*, at most %d on the way", broker, kafka, prefix, window)
-    Inlet(broker, client_id, topics, sink, window if share else None).run(stop)
+    Inlet(broker, client_id, topics, fair(sink, spool, registry), window if share else None).run(stop)
     log.info("ended: %s", sink.counts)
 
 

@@ -5,6 +5,7 @@ Here is the command; the work is in mqtt_inlet.py or collecting_kafka.py, and co
 
 import signal
 import threading
+from pathlib import Path
 
 import click
 
@@ -31,6 +32,11 @@ _MQTT = "127.0.0.1:1883"
     show_default=True,
     help="With MQTT: under this name the broker keeps messages while the collector is away: one collector, one name.",
 )
+@click.option(
+    "--spool",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="With MQTT: folder for what a robot sends that floods.  [default: beside SQLite's file; else none]",
+)
 @metrics_options
 def command(
     mqtt: str | None,
@@ -43,6 +49,7 @@ def command(
     prefix: str,
     url: str,
     client_id: str,
+    spool: Path | None,
     metrics_port: int | None,
     metrics_host: str,
 ) -> None:
@@ -52,9 +59,11 @@ def command(
     reads   jetloop/v1/+/+/event/+, .../metrics, .../state   over MQTT 3.1.1, QoS 1, persistent session
             or, with --kafka, the topics of `jetloop bridge`, in a consumer group
     writes  STORE   tables events, robots, rejected
+            SPOOL   what a robot sends that floods (over 1,000 messages a second), until there is room for it
 
-    A message is acknowledged (Kafka: its offset is committed) after the commit that stored it, so nothing that the
-    broker has is lost by a crash or a restart here. What is not an event goes to the table `rejected`, with the reason.
+    A message is acknowledged (Kafka: its offset is committed) after the commit that stored it, or once the spool on
+    disk has it, so nothing that the broker has is lost by a crash or a restart here. What is not an event goes to the
+    table `rejected`, with the reason.
 
     \b
     jetloop collector --mqtt 127.0.0.1:1883 --store sqlite:///build/events.db
@@ -65,6 +74,8 @@ def command(
         raise OperatorError("--mqtt and --kafka: give one of them, an event takes one way")
     if kafka and (ca or certificate):
         raise OperatorError("--ca and --certificate are for MQTT; for Kafka: --kafka-option ssl.ca.location=ca.pem")
+    if kafka and spool:
+        raise OperatorError("--spool is for MQTT: Kafka keeps what comes")
     from telemetry.collecting import Intake, StoreSink, log
     from telemetry.store import open_store
 
@@ -74,7 +85,7 @@ def command(
         signal.signal(number, lambda *_: stop.set())
     broker = parse_broker(mqtt or _MQTT, ca, certificate, key)
     store = open_store(url)
-    metrics = None
+    registry = metrics = None
     if metrics_port:
         from telemetry.metrics import CollectorMetrics, new_registry, serve_metrics
 
@@ -93,10 +104,18 @@ def command(
             log.info("storing into %s, from Kafka at %s in the group `%s`", store.name, kafka, group)
             collector.run(stop)
         else:
+            from telemetry.fair import fair
             from telemetry.mqtt_inlet import Inlet
 
             log.info("storing into %s, from %s as `%s`", store.name, broker, client_id)
-            Inlet(broker, client_id, SUBSCRIPTIONS, StoreSink(intake)).run(stop)
+            sink = fair(StoreSink(intake), spool or _beside(url), registry)
+            Inlet(broker, client_id, SUBSCRIPTIONS, sink).run(stop)
         log.info("ended: %s", intake.counts)
     finally:
         store.close()
+
+
+def _beside(url: str) -> Path | None:
+    """The spool of a store that is a file; it belongs to that store, as it is acknowledged and not stored."""
+    path = url.partition(":///")[2]
+    return Path(f"{path}.spool") if url.startswith("sqlite:") and path else None

@@ -9,7 +9,9 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from pipelines.release.metrics import metrics as release_metrics
+from telemetry.fair import SpoolMetrics
 from telemetry.metrics import BridgeMetrics, CollectorMetrics, FleetMetrics
+from telemetry.spool import Spool
 from telemetry.store import Batch, open_store
 from tests.conftest import ROOT, need
 from tests.test_telemetry_samples import event, state
@@ -30,6 +32,9 @@ def exposed(tmp_path_factory: pytest.TempPathFactory) -> str:
     CollectorMetrics(registry).committed([*first, event(3, "of-its-own")], 2, 1, 0, 0.004)
     registry.register(FleetMetrics(url))
     registry.register(BridgeMetrics(lambda: (5, 1)))
+    spool = Spool(tmp_path_factory.mktemp("spool"))
+    spool.append("jetloop/v1/lab/jetbot-1/event/collision", b"{}")
+    registry.register(SpoolMetrics(spool))
     attempts = [{"channel": "champion", "status": "refused", "current": False, "release_id": ""}]
     attempts.append({"channel": "champion", "status": "released", "current": True, "release_id": "v3"})
     return generate_latest(registry).decode() + release_metrics(attempts, healthy=True).decode()
@@ -58,6 +63,7 @@ def test_what_is_exposed_is_what_the_store_says(exposed: str) -> None:
         "jetloop_collector_duplicates_total 1.0",
         'jetloop_release_attempts{channel="champion",status="withdrawn"} 0.0',
         "jetloop_store_up 1.0",
+        'jetloop_spool_messages{robot="jetbot-1",site="lab"} 1.0',
     ):
         assert line in exposed.splitlines(), line
     assert 'silent_seconds{robot="jetbot-2"' not in exposed
