@@ -131,7 +131,7 @@ def test_a_verdict_is_steady_away_from_the_limit() -> None:
 
 
 def test_what_stands_still_is_behind_all_that_drive() -> None:
-    """The order that accuracies are held against is one of few collisions and of way, as all drive equally long."""
+    """The upper end of the collisions is an order of few collisions and of way; the plain figure is of collisions."""
     kinds = [(0, 0.5), (9, 60.0), (1, 60.0), (0, 60.0)]
     found = [
         {
@@ -141,6 +141,6 @@ def test_what_stands_still_is_behind_all_that_drive() -> None:
         for place, (hits, way) in enumerate(kinds)
     ]
     told = gate.correlations(found)["balanced_accuracy"]
-    assert told[gate.JUDGED] == pytest.approx(-1.0)
-    assert told["collisions_per_100m"] > -0.7
+    assert told["collisions_per_100m_high"] == pytest.approx(-1.0)
+    assert told[gate.JUDGED] > -0.7
     assert "missed_share" not in told

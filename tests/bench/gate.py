@@ -1,8 +1,9 @@
 """`python -m tests.bench.gate`: does the closed-loop gate tell good models from bad, and always say the same?
 
 Ten models of known quality (gate_models.py) drive through the same rooms. Asked is whether those that know real images
-better drive better (Spearman's rank correlation), by the figure that the gate judges: the upper end of the collisions
-per 100 m. It counts way as well, as all drive equally long: what stands still hits nothing, and has shown nothing.
+better hit less: Spearman's rank correlation of balanced accuracy, sources left out, with collisions per 100 m. All
+decide at a probability of one half: with the threshold that the project would choose, poor models stand still and hit
+nothing. The upper end of the collisions, which the gate judges, counts way as well, as all drive equally long.
 
 And whether the verdict on one model depends on the rooms that it happened to be driven in: each of 100 repeats is the
 stage `simulate` and the gate, with rooms drawn with replacement from all that the model drove here. Driving anew each
@@ -29,8 +30,8 @@ KEPT = Path("build/bench/gate")  # rooms that were driven
 LEAST_CORRELATION, LEAST_STABLE = 0.7, 0.95
 REPEATS = 100
 ACCURACIES = ("balanced_accuracy", "balanced_accuracy_at_half", "roc_auc")
-JUDGED = "collisions_per_100m_high"
-DRIVING = (JUDGED, "collisions_per_100m", "missed_share", "false_stop_share", "stuck_share", "distance_m_per_min")
+KNOWN, JUDGED = "balanced_accuracy_at_half", "collisions_per_100m"
+DRIVING = (JUDGED, "collisions_per_100m_high", "missed_share", "false_stop_share", "stuck_share", "distance_m_per_min")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -62,7 +63,7 @@ def command(
 
     DATA holds a folder for each set, called SOURCE_anything, with blocked/ and free/ in it. Writes
     build/bench/gate.json. Rooms that were driven are kept in build/bench/gate: interrupted, it goes on where it was.
-    Exits with 1 if the rank correlation of the accuracy and the upper end of the collisions is above -0.7, or a model's
+    Exits with 1 if the rank correlation of the accuracy and the collisions per 100 m is above -0.7, or a model's
     verdict is the same in fewer than 95 of 100 repeats.
 
     Example: python -m tests.bench.gate --data ../jetbot --weights mobilenet_v2.pth --rooms 20
@@ -98,7 +99,7 @@ def command(
     show(report)
     click.echo(f"figures in {out}")
     least = min(one["until_sure"]["same_verdict"] for one in found)
-    if not spearman["balanced_accuracy"][JUDGED] <= -LEAST_CORRELATION or least < LEAST_STABLE:
+    if not spearman[KNOWN][JUDGED] <= -LEAST_CORRELATION or least < LEAST_STABLE:
         raise SystemExit(1)
 
 

@@ -20,7 +20,9 @@ from tests.bench.looks_real import Data
 from training import cross_validation
 from training.settings import TrainSettings
 
-MIN_BLOCKED_RECALL = 0.9  # at which thresholds are chosen: params.yaml's
+MIN_BLOCKED_RECALL = 0.9  # params.yaml's
+# A threshold chosen for a recall makes a poor model timid: it stands still, and hits nothing.
+AT_HALF = Decision(blocked_threshold=0.5, temperature=1.0)
 
 
 class Step(NamedTuple):
@@ -30,16 +32,17 @@ class Step(NamedTuple):
     wrong: float  # of the labels
 
 
+# Spread over what heads reach, from guessing on; images beyond a few dozen add little, wrong labels take much away.
 LADDER = (
-    Step(0.01, 0.4),
+    Step(0.06, 0.45),
+    Step(0.035, 0.4),
     Step(0.035, 0.3),
     Step(0.06, 0.3),
-    Step(0.06, 0.2),
-    Step(0.06, 0.0),
-    Step(0.1, 0.1),
-    Step(0.2, 0.1),
-    Step(0.35, 0.0),
-    Step(0.6, 0.0),
+    Step(0.02, 0.2),
+    Step(0.2, 0.3),
+    Step(1.0, 0.4),
+    Step(0.035, 0.1),
+    Step(0.2, 0.2),
     Step(1.0, 0.0),
 )
 
@@ -47,7 +50,7 @@ LADDER = (
 class Model(NamedTuple):
     images: int  # that it learned from
     figures: Dict[str, float]  # on real images of sources left out: ablation.py's, means over the sets
-    decision: Decision  # as the project would choose it
+    decision: Decision  # the same for all
     onnx: bytes
 
 
@@ -65,10 +68,8 @@ def make(every: Data, step: Step, settings: TrainSettings) -> Model:
     chosen, labels = subset(every, step.share), spoilt(every, step.wrong)
     learned = every._replace(labels=labels)
     judged = left_out(learned, chosen, every.labels, settings)
-    choice = cross_validation.choose(judged, MIN_BLOCKED_RECALL)
     network = whole(train_head(*learned.take(chosen), settings, 1), settings)
-    decision = Decision(blocked_threshold=choice.threshold, temperature=choice.temperature)
-    return Model(int(chosen.sum()), report(judged, MIN_BLOCKED_RECALL)["mean"], decision, to_onnx(network))
+    return Model(int(chosen.sum()), report(judged, MIN_BLOCKED_RECALL)["mean"], AT_HALF, to_onnx(network))
 
 
 def subset(every: Data, share: float) -> np.ndarray:
