@@ -18,6 +18,7 @@ from serving.command_line import run
 OUT = Path("build/bench/robot.json")
 # As `jetloop-robot run` sets it: serving/daemon.py says why.
 _SWITCH_INTERVAL_S = 0.0005
+_GROWTH_MB = 0.5  # in a soak, of a process; what a page or two of its allocator may add
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -63,6 +64,8 @@ def command(backbone: str, threads: int, seconds: float, soak_min: float, swaps:
         if soak_min:
             progress.add_task("soak", total=None)
             figures["soak"] = robot_drives.soak(folder / "soak", backbone, soak_min)
+            growth_mb = figures["soak"]["growth_mb"]
+            failed += [f"memory of the {name}" for name, grown in growth_mb.items() if grown > _GROWTH_MB]
         if chaos:
             task = progress.add_task("chaos", total=chaos)
             done = robot_chaos.run(folder / "chaos", chaos, lambda: progress.advance(task))

@@ -239,8 +239,8 @@ def collector(folder: Path, store: str, *, broker: int = 0, kafka: KafkaServer |
 
 
 def bridge(folder: Path, broker: int, kafka: KafkaServer) -> Service:
-    """The bridge between both."""
-    where = ["--mqtt", f"127.0.0.1:{broker}", "--kafka", kafka.address]
+    """The bridge between both, with a spool for who floods."""
+    where = ["--mqtt", f"127.0.0.1:{broker}", "--kafka", kafka.address, "--spool", str(folder / "spool")]
     return Service(folder, "bridge", "connected to", "bridge", *where)
 
 
