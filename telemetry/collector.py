@@ -117,5 +117,7 @@ def command(
 
 def _beside(url: str) -> Path | None:
     """The spool of a store that is a file; it belongs to that store, as it is acknowledged and not stored."""
-    path = url.partition(":///")[2]
-    return Path(f"{path}.spool") if url.startswith("sqlite:") and path else None
+    from sqlalchemy import make_url
+
+    parsed = make_url(url)
+    return Path(f"{parsed.database}.spool") if parsed.get_backend_name() == "sqlite" else None

@@ -76,11 +76,6 @@ class Spool:
     def full(self) -> bool:
         return self.bytes >= self.max_bytes
 
-    @property
-    def unwritten(self) -> int:
-        """Messages that `sync` has not written yet."""
-        return len(self._new)
-
     def append(self, topic: str, payload: bytes) -> None:
         """Takes a message; it is safe after the next `sync`."""
         name = topic.encode(errors="surrogateescape")
@@ -137,6 +132,7 @@ class Spool:
 
     def settle(self, count: int) -> None:
         """The first `count` that were taken are safe elsewhere."""
+        begun = self._settled[0]
         for _ in range(count):
             one = self._taken.popleft()
             robot = robot_of(one.topic)
@@ -145,9 +141,8 @@ class Spool:
             self.bytes -= one.bytes
             self._settled = (one.number, one.end)
         os.pwrite(self._mark, _SETTLED.pack(*self._settled), 0)
-        for number in self._numbers():
-            if number < self._settled[0]:
-                self._path(number).unlink()
+        if self._settled[0] != begun:
+            self._drop_settled()
         if not self.backlog and self._size:  # empty: begin anew, so that no file stays large
             self._next_file()
             self._settled, self._reader = (self._number, 0), None
@@ -183,7 +178,13 @@ class Spool:
         self._file = os.open(self._path(self._number), os.O_WRONLY | os.O_CREAT, 0o644)
         os.ftruncate(self._file, end)
         self._size = end
+        self._drop_settled()  # an earlier process may have ended just before it did
         self._sync_folder()
+
+    def _drop_settled(self) -> None:
+        for number in self._numbers():
+            if number < self._settled[0]:
+                self._path(number).unlink()
 
     def _next_file(self) -> None:
         os.ftruncate(self._file, self._size)  # what a failed write left

@@ -85,7 +85,7 @@ def test_the_gate_is_measured(data: Path, weights: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(frozen, "CACHE", tmp_path)
     monkeypatch.setattr(gate, "KEPT", tmp_path / "gate")
     options = ["--data", str(data), "--weights", str(weights), "--models", "2", "--rooms", "2", "--seconds", "5"]
-    options += ["--starts", "1", "--simulated-rooms", "2", "--epochs", "1", "--processes", "1"]
+    options += ["--starts", "1", "--simulated-rooms", "2", "--processes", "1"]
     for _ in range(2):
         done = CliRunner().invoke(gate.command, [*options, "--out", str(tmp_path / "gate.json")])
         assert done.exit_code in (0, 1), done.output

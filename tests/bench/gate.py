@@ -43,7 +43,6 @@ DRIVING = (JUDGED, "collisions_per_100m_high", "missed_share", "false_stop_share
 @click.option("--seconds", type=click.FloatRange(5), default=12, help="Of driving from each: params.yaml's.")
 @click.option("--simulated-rooms", type=click.IntRange(1), default=80, help="For training; never driven in.")
 @click.option("--resolution", type=click.Choice(["112", "224"]), default="112", help="The networks'.")
-@click.option("--epochs", type=click.IntRange(1), default=16, help="As in params.yaml.")
 @click.option("--processes", type=click.IntRange(1), default=2, help="Rooms driven at once.")
 @click.option("--out", type=click.Path(path_type=Path), default=OUT, help="The figures, as JSON.")
 def command(
@@ -55,7 +54,6 @@ def command(
     seconds: float,
     simulated_rooms: int,
     resolution: str,
-    epochs: int,
     processes: int,
     out: Path,
 ) -> None:
@@ -70,7 +68,7 @@ def command(
     """
     from tests.bench.frozen import settings_of
 
-    settings, limits = settings_of(weights, int(resolution), epochs, 0.002, "head"), limits_of_gates()
+    settings, limits = settings_of(weights, int(resolution), 16, 0.002, "head"), limits_of_gates()
     suite = SuiteSettings(rooms=rooms, starts=starts, seconds=seconds)
     every = gather(data, simulated_rooms, 16, settings)
     steps = [LADDER[number] for number in np.linspace(0, len(LADDER) - 1, models).round().astype(int)]

@@ -50,7 +50,6 @@ LADDER = (
 class Model(NamedTuple):
     images: int  # that it learned from
     figures: Dict[str, float]  # on real images of sources left out: ablation.py's, means over the sets
-    decision: Decision  # the same for all
     onnx: bytes
 
 
@@ -69,7 +68,7 @@ def make(every: Data, step: Step, settings: TrainSettings) -> Model:
     learned = every._replace(labels=labels)
     judged = left_out(learned, chosen, every.labels, settings)
     network = whole(train_head(*learned.take(chosen), settings, 1), settings)
-    return Model(int(chosen.sum()), report(judged, MIN_BLOCKED_RECALL)["mean"], AT_HALF, to_onnx(network))
+    return Model(int(chosen.sum()), report(judged, MIN_BLOCKED_RECALL)["mean"], to_onnx(network))
 
 
 def subset(every: Data, share: float) -> np.ndarray:
@@ -106,14 +105,14 @@ def drive(model: Model, suite: SuiteSettings, processes: int, folder: Path, titl
     """Room's seed -> counts, for each room of the suite; those that are kept in `folder` are not driven again."""
     from training.progress import track
 
-    kept = folder / f"{key(hashlib.sha256(model.onnx).hexdigest(), model.decision, suite.of(2))}.csv"
+    kept = folder / f"{key(hashlib.sha256(model.onnx).hexdigest(), AT_HALF, suite.of(2))}.csv"
     done: List[Episode] = read_counts(kept.read_text()) if kept.exists() else []
     seeds = sorted(set(suite.seeds) - {one.seed for one in done})
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="jetloop-gate-") as scratch:
         path = Path(scratch) / "model.onnx"
         path.write_bytes(model.onnx)
-        for room in track(run_suite(path, model.decision, suite, processes, seeds) if seeds else [], title, len(seeds)):
+        for room in track(run_suite(path, AT_HALF, suite, processes, seeds) if seeds else [], title, len(seeds)):
             done += room
             part = kept.with_suffix(".part")
             part.write_text(write_counts(done))

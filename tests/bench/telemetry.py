@@ -115,7 +115,7 @@ def flat_out(way: Way, events: int) -> dict[str, Any]:
     count = _pass(way, Senders(way.broker.port, events), STALL_S + events / 300)
     with _connected(way.store) as connection:
         first, last = connection.execute(sa.text("select min(received_at), max(received_at) from events")).one()
-    seconds = (_moment(last) - _moment(first)) / np.timedelta64(1, "s")
+    seconds = (moment(last) - moment(first)) / np.timedelta64(1, "s")
     return {"events": count["events"], "events_per_s": round(count["events"] / seconds, 1), "memory": count["memory"]}
 
 
@@ -125,7 +125,7 @@ def half_load(way: Way, rate: float, seconds: float) -> dict[str, float]:
     with _connected(way.store) as connection:
         rows = connection.execute(sa.text("select sent_at, received_at from events order by id")).all()
     rows = rows[len(rows) // 10 :]  # without the start
-    latency_ms = np.array([(_moment(came) - _moment(sent)) / np.timedelta64(1, "us") / 1000 for sent, came in rows])
+    latency_ms = np.array([(moment(came) - moment(sent)) / np.timedelta64(1, "us") / 1000 for sent, came in rows])
     p50, p99 = np.percentile(latency_ms, (50, 99))
     return {"events_per_s": round(rate, 1), "p50_ms": round(float(p50), 1), "p99_ms": round(float(p99), 1)}
 
@@ -162,7 +162,7 @@ def _connected(url: str) -> Iterator[sa.Connection]:
     engine.dispose()
 
 
-def _moment(value: Any) -> np.datetime64:
+def moment(value: Any) -> np.datetime64:
     """SQLite gives text, PostgreSQL a datetime with an offset; both are UTC."""
     text = value if isinstance(value, str) else value.astimezone(datetime.UTC).replace(tzinfo=None)
     return np.datetime64(text, "us")

@@ -126,7 +126,8 @@ def ours(learned: List[Picture], judged: List[Picture], settings: TrainSettings,
     fitted = fit(network, msgspec.structs.replace(settings, seed=seed), Images([], pixels, labels), None)
     seconds = time.perf_counter() - began
     logits = infer(fitted.network, decode(judged)[0])
-    return _result(seconds, settings.epochs * len(learned), logits, judged)
+    passes = 2 if settings.finetune == "head" else settings.epochs  # a head sees each image and its mirror image
+    return _result(seconds, passes * len(learned), logits, judged)
 
 
 def notebook(learned: List[Picture], judged: List[Picture], settings: TrainSettings, epochs: int, seed: int) -> Result:
