@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 OUT = Path("build/bench/scale.json")
 _SAMPLE_S = 0.02
 _NO_OPS = 3
-_CODE = ("pipelines", "training", "serving", "simulator")
+_CODE = ("pipelines", "training", "serving", "simulator", "telemetry")
 _FILES = ("dvc.yaml", ".dvcignore", ".gitignore", "params.yaml", "data/labels.csv", "data/schema.yaml", ".dvc/config")
 # As `train` does it: the rows of the split, their pixels checked against the pack's checksums.
 _PACK = """
@@ -151,8 +151,8 @@ def _record(project: Path) -> None:
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text("{}\n")  # a stand-in
-    _run(project, sys.executable, "-m", "dvc", "add", "-q", "data/sessions")
-    _run(project, sys.executable, "-m", "dvc", "commit", "-q", "-f")
+    _run(project, sys.executable, "-m", "dvc", "add", "data/sessions")
+    _run(project, sys.executable, "-m", "dvc", "commit", "-f")
 
 
 def _no_op(project: Path) -> float:
