@@ -50,7 +50,10 @@ class SplitParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class EvaluateParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    min_blocked_recall: Share  # the decision's threshold is chosen to reach this on the validation part
+    """How the robot's threshold is chosen: see `cross_validation.choose` and `evaluate.decide`."""
+
+    min_blocked_recall: Share
+    miss_cost: Annotated[float, msgspec.Meta(ge=1, le=100)] = 2.0  # false stops that one missed obstacle is worth
 
 
 class UnseenParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -44,9 +44,11 @@ class Trainer:
         self._settings, self._sessions = settings, sessions
 
     def __call__(self, name: str, training: List[Row], judged: List[Row]) -> np.ndarray:
+        from training import precision
         from training.fit import fit, infer
         from training.model import Network, load_weights
 
+        self._settings = precision.settle(self._settings)
         click.echo(f"leaving out {name}: training on {len(training)} images, judging {len(judged)}")
         need_both_classes(training, f"training (without {name})", at_least=4)
         seed_everything(self._settings.seed)
@@ -104,7 +106,7 @@ def command() -> None:
       dvc repro unseen
       dvc exp run -S unseen.folds=0     # to leave it out
     """
-    params, recall = block(UnseenParams), block(EvaluateParams).min_blocked_recall
+    params, asked = block(UnseenParams), block(EvaluateParams)
     settings, sessions = read_params()
     every = [row for rows in read_split(SPLIT_FILE).values() for row in rows]
     shutil.rmtree(OUT, ignore_errors=True)
@@ -117,15 +119,18 @@ def command() -> None:
         return
     with Run.resume() as tracked:
         judged = cross_validation.leave_out(every, found, Trainer(settings, sessions))
-        lines = summaries(judged, cross_validation.choices(judged, recall))
-        choice = cross_validation.choose(judged, recall)
+        lines = summaries(judged, cross_validation.choices(judged, asked.min_blocked_recall, asked.miss_cost))
+        choice = cross_validation.choose(judged, asked.min_blocked_recall, asked.miss_cost)
         write(judged, lines, choice, OUT)
         tracked.metrics({f"unseen/{name}": value for name, value in lines[0].items() if _is_known(value)})
         for line in lines[1:]:
             tracked.metrics({f"unseen/{line['source']}/{name}": line[name] for name in SHOWN})
         tracked.artifact(OUT, "unseen")
     if not choice.reached:
-        click.echo(f"warning: no threshold reaches a blocked recall of {recall} on sources left out", err=True)
+        click.echo(
+            f"warning: no threshold reaches a blocked recall of {asked.min_blocked_recall} on sources left out",
+            err=True,
+        )
     for line in lines:
         shown = (f"{name.replace('_', ' ')} {line[name]:.3f} {_interval(line, name)}" for name in SHOWN)
         click.echo(f"{line['source']}: {', '.join(shown)}, AUC {line['roc_auc']:.3f}")

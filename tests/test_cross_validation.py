@@ -75,8 +75,8 @@ def test_a_source_has_no_say_in_its_own_threshold() -> None:
     found = judged(lab=0.0, home=1.0, hall=-1.0)
     own = np.array([row.source == "lab" for row in found.rows])
     turned = found._replace(labels=np.where(own, 1 - found.labels, found.labels))
-    assert cv.choices(found, 0.9)["lab"] == cv.choices(turned, 0.9)["lab"]
-    assert cv.choices(found, 0.9)["home"] != cv.choices(turned, 0.9)["home"]
+    assert cv.choices(found, 0.9, 1)["lab"] == cv.choices(turned, 0.9, 1)["lab"]
+    assert cv.choices(found, 0.9, 1)["home"] != cv.choices(turned, 0.9, 1)["home"]
 
 
 @pytest.mark.parametrize("most", [20, 400])
@@ -85,5 +85,25 @@ def test_every_source_counts_the_same(most: int) -> None:
     found = judged(lab=0.0, home=-3.0)
     times = np.concatenate([np.repeat(np.arange(20), most // 20), np.arange(20, 40)])
     larger = cv.Judged([found.rows[i] for i in times], found.labels[times], found.logits[times])
-    assert cv.choose(larger, 0.9).threshold == pytest.approx(cv.choose(found, 0.9).threshold)
-    assert cv.choose(larger, 0.9).reached
+    assert cv.choose(larger, 0.9, 1).threshold == pytest.approx(cv.choose(found, 0.9, 1).threshold)
+    assert cv.choose(larger, 0.9, 1).reached
+
+
+def test_the_threshold_is_what_a_miss_costs() -> None:
+    """Where the recall there is as asked, the robot turns from 1 / (1 + cost)."""
+    found = judged(lab=0.0, home=1.0)
+    assert [cv.choose(found, 0.9, cost).threshold for cost in (1, 2, 4)] == pytest.approx([1 / 2, 1 / 3, 1 / 5])
+
+
+def test_it_is_lowered_where_the_sources_agree_that_it_misses() -> None:
+    """Sources that are all alike speak against it."""
+    missed = cv.choose(judged(lab=-3.0, home=-3.0, hall=-3.0), 0.9, 1)
+    assert missed.threshold < 0.5
+    assert missed.reached
+
+
+def test_two_sources_that_differ_say_nothing_about_a_third() -> None:
+    """One misses all, one nothing: the mean of such sources may be anything, and the threshold stays."""
+    assert cv.choose(judged(lab=-3.0, home=2.0), 0.9, 2).threshold == pytest.approx(1 / 3)
+    alone = cv.choose(judged(lab=-3.0), 0.9, 2)
+    assert alone.threshold == pytest.approx(1 / 3)

@@ -8,8 +8,8 @@ torch = pytest.importorskip("torch")
 from serving.errors import RejectedError  # noqa: E402
 from training import augment, metrics  # noqa: E402
 from training.dataset import Images, Row  # noqa: E402
-from training.fit import _Draw, class_weights, fit, infer  # noqa: E402
-from training.model import Network  # noqa: E402
+from training.fit import _Draw, fit, infer  # noqa: E402
+from training.model import BACKBONES, FIRST_LAYERS, Network  # noqa: E402
 from training.settings import TrainSettings  # noqa: E402
 
 
@@ -62,18 +62,20 @@ def test_the_network_of_the_last_epoch_is_kept() -> None:
     assert loss == pytest.approx(fitted.history[-1].validation_loss, rel=1e-4)
 
 
-def test_simulated_images_are_drawn_as_often_as_real_ones() -> None:
-    """Each epoch has every real image once, as many simulated ones, and over the epochs all of those."""
+@pytest.mark.parametrize(("per_real", "simulated"), [(1.0, 10), (2.0, 20), (0.5, 5), (100.0, 40)])
+def test_simulated_images_are_drawn_as_often_as_asked(per_real: float, simulated: int) -> None:
+    """Each epoch has every real image once, so many simulated ones, and over the epochs all of those."""
     rows = [Row(f"s/free/{i}.jpg", "free", "s", "me", "0", "train", simulated=i >= 10) for i in range(50)]
-    draw = _Draw(Images(rows, np.empty(0), np.zeros(50, dtype=np.int64)), settings(batch=8))
+    images = Images(rows, np.empty(0), np.zeros(50, dtype=np.int64))
+    draw = _Draw(images, settings(batch=5, simulated_per_real=per_real))
     seen = set()
-    for _ in range(40):
+    for _ in range(60):
         epoch = torch.cat(list(draw.epoch())).tolist()
-        assert len(epoch) == len(set(epoch)) == 20
+        assert len(epoch) == len(set(epoch)) == 10 + simulated
         assert sum(number < 10 for number in epoch) == 10
         seen.update(epoch)
     assert seen == set(range(50))
-    assert draw.steps == 2 * 3  # epochs, and batches of 8, 8 and 4
+    assert draw.steps == 2 * (10 + simulated) / 5
 
 
 def test_simulated_images_alone_are_all_drawn() -> None:
@@ -92,9 +94,53 @@ def test_a_loss_that_is_no_number_ends_the_training() -> None:
         fit(network, settings(), bright_or_dark(8, 1), bright_or_dark(4, 2))
 
 
-def test_the_rarer_class_weighs_more() -> None:
-    """Each class has half of the loss."""
-    np.testing.assert_allclose(class_weights(np.array([0, 1, 1, 1])).numpy(), [2.0, 2 / 3], rtol=1e-6)
+def test_the_first_layers_stay_as_they_are() -> None:
+    """`blocks` changes neither weights nor statistics of the first layers, and all others."""
+    torch.manual_seed(1)
+    network = Network("mobilenet_v2", 112)
+    before = {name: value.clone() for name, value in network.backbone.state_dict().items()}
+    fit(network, settings(finetune="blocks", weights="some.pth"), bright_or_dark(16, 1), bright_or_dark(4, 2))
+    first = tuple(f"{name}." for name in FIRST_LAYERS["mobilenet_v2"])
+    for name, value in network.backbone.state_dict().items():
+        assert torch.equal(value, before[name]) == name.startswith(first), name
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_each_network_has_first_layers(backbone: str) -> None:
+    """They are there by their names, and most of the network is not among them."""
+    from training.model import keep_first_layers
+
+    network = Network(backbone)
+    keep_first_layers(network)
+    sizes = {True: 0, False: 0}
+    for parameter in network.backbone.parameters():
+        sizes[parameter.requires_grad] += parameter.numel()
+    assert 0 < sizes[False] < 0.1 * sizes[True]
+
+
+def test_pretrained_weights_have_their_share_in_the_end() -> None:
+    """The network is the mean of where it started and where it would have ended."""
+    found = {}
+    for share in (0.0, 0.25):
+        torch.manual_seed(1)
+        network = Network("mobilenet_v2", 112)
+        start = network.backbone.state_dict()["features.18.0.weight"].clone()
+        trained = fit(network, settings(weights="some.pth", start_share=share), bright_or_dark(16, 1), None).network
+        found[share] = trained.backbone.state_dict()["features.18.0.weight"]
+    assert not torch.equal(found[0.0], start)
+    torch.testing.assert_close(found[0.25], 0.75 * found[0.0] + 0.25 * start)
+
+
+def test_fresh_weights_have_no_share_in_the_end() -> None:
+    """There is nothing in them that another room could need."""
+    ends = []
+    for share in (0.0, 0.5):
+        torch.manual_seed(1)
+        network = fit(
+            Network("mobilenet_v3_small", 112), settings(start_share=share), bright_or_dark(16, 1), None
+        ).network
+        ends.append(network.state_dict())
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
 def test_varied_images_stay_images() -> None:

@@ -7,13 +7,13 @@ torch = pytest.importorskip("torch")
 
 from serving.errors import RejectedError  # noqa: E402
 from training import linear_head  # noqa: E402
+from training.weighting import image_weights  # noqa: E402
 
 
 def fitted(features: np.ndarray, labels: np.ndarray, epochs: int = 3) -> "tuple[np.ndarray, np.ndarray]":
     """Weights and biases of a head that was fitted to the features as its only view."""
     head = torch.nn.Linear(features.shape[1], 2)
-    weights = linear_head.image_weights(labels, np.zeros(len(labels), dtype=bool))
-    list(linear_head.fit(head, [features.astype(np.float32)], labels, weights, epochs))
+    list(linear_head.fit(head, [features.astype(np.float32)], labels, image_weights([], labels), epochs))
     return head.weight.detach().numpy(), head.bias.detach().numpy()
 
 
@@ -45,16 +45,6 @@ def test_the_scale_of_the_features_does_not_matter() -> None:
     features, labels = drawn(100)
     (weight, bias), (larger_weight, larger_bias) = fitted(features, labels), fitted(10 * features, labels)
     assert np.allclose(features @ weight.T + bias, 10 * features @ larger_weight.T + larger_bias, atol=1e-3)
-
-
-def test_each_class_of_each_kind_counts_the_same() -> None:
-    """The weights of the four sorts of images add up to the same, and there may be fewer sorts."""
-    labels = np.array([0, 0, 0, 1, 0, 1, 1, 1, 1])
-    simulated = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1], dtype=bool)
-    weights = linear_head.image_weights(labels, simulated)
-    sums = [weights[(labels == label) & (simulated == kind)].sum() for label in (0, 1) for kind in (False, True)]
-    assert np.allclose(sums, len(labels) / 4)
-    assert np.allclose(linear_head.image_weights(np.array([1, 1, 0]), np.zeros(3, dtype=bool)), [0.75, 0.75, 1.5])
 
 
 def test_a_feature_that_is_no_number_is_refused() -> None:

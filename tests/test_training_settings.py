@@ -37,6 +37,8 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         ("backbone: resnet50", "allowed: mobilenet_v3_small, mobilenet_v2, efficientnet_lite0, resnet18, alexnet"),
         ("resolution: 100", "allowed: 112, 224"),
         ("learning_rate: 0", "`train.learning_rate`"),
+        ("finetune: blocks", "`finetune: blocks` keeps the first layers of pretrained `weights`; give some, or `all`"),
+        ("start_share: 1", "`train.start_share`: Expected `float` < 1.0"),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_what_is_allowed(tmp_path: Path, line: str, named: str) -> None:

@@ -13,6 +13,9 @@ from serving.contracts.sessions import LABELS
 from training import intervals, metrics
 from training.dataset import Row
 
+# 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom; with more, the last.
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
+
 
 class Judged(NamedTuple):
     """Every real image with the answer of the network that was trained without its source."""
@@ -70,35 +73,60 @@ def leave_out(every: Sequence[Row], left_out: Sequence[Sequence[str]], train: Tr
     return Judged(judged, labels, np.concatenate(answers) if answers else np.empty((0, 2), dtype=np.float32))
 
 
-def choose(judged: Judged, min_blocked_recall: float) -> Choice:
+def choose(judged: Judged, min_blocked_recall: float, miss_cost: float) -> Choice:
     """Temperature and threshold from answers about sources that the answering network had not seen.
 
     A few sources say little about the best threshold in the next one, and chasing it costs more than it gives
-    (docs/training.md). So the threshold stays at one half, where the training weighs both classes the same, unless
-    the answers speak against it: the blocked recall there is below what is asked, by the upper end of its interval.
-    Every source counts the same, however many images it has.
+    (docs/training.md). So the threshold is the one that what is at stake asks for (Elkan 2001): with calibrated
+    probabilities, turning where `p >= 1 / (1 + miss_cost)` costs least. It is another one only where the answers
+    speak against it: the blocked recall there is below what is asked even at the upper end of what the sources, as a
+    sample of those to come, leave possible. Every source counts the same, however many images it has.
+
+    Args:
+        judged: answers.
+        min_blocked_recall: 0..1.
+        miss_cost: false stops that one missed obstacle is worth.
     """
     weights = _equal_weights([row.source for row in judged.rows], judged.labels)
     temperature = metrics.best_temperature(judged.labels, judged.logits, weights)
     p_blocked = metrics.probabilities(judged.logits, temperature)
-    half = np.full(len(judged.rows), 0.5)
-    groups, sources_of = [row.group for row in judged.rows], [row.source for row in judged.rows]
-    told = intervals.mean_summary(judged.labels, p_blocked, half, groups, sources_of)
-    if told["blocked_recall_high"] >= min_blocked_recall:
-        return Choice(temperature, 0.5, True)
+    threshold = 1.0 / (1.0 + miss_cost)
+    if _highest_recall(judged, p_blocked, threshold) >= min_blocked_recall:
+        return Choice(temperature, threshold, True)
     threshold, reached = metrics.choose_threshold(judged.labels, p_blocked, min_blocked_recall, weights)
     return Choice(temperature, threshold, reached)
 
 
-def choices(judged: Judged, min_blocked_recall: float) -> Dict[str, Choice]:
+def choices(judged: Judged, min_blocked_recall: float, miss_cost: float) -> Dict[str, Choice]:
     """For each source, what the others would have chosen."""
     source_of = np.array([row.source for row in judged.rows])
     found = {}
     for source in sorted(set(source_of)):
         kept = np.flatnonzero(source_of != source)
         others = Judged([judged.rows[index] for index in kept], judged.labels[kept], judged.logits[kept])
-        found[str(source)] = choose(others, min_blocked_recall)
+        found[str(source)] = choose(others, min_blocked_recall, miss_cost)
     return found
+
+
+def _highest_recall(judged: Judged, p_blocked: np.ndarray, threshold: float) -> float:
+    """Upper end of the 95 % interval of the mean blocked recall over sources; what is drawn are views and sources.
+
+    The bootstrap over views knows nothing of how unlike sources are; Student's t over sources knows nothing else.
+    """
+    source_of = np.array([row.source for row in judged.rows])
+    everywhere = np.full(len(judged.rows), threshold)
+    groups = [row.group for row in judged.rows]
+    of_views = intervals.mean_summary(judged.labels, p_blocked, everywhere, groups, source_of.tolist())
+    said = metrics.decided(p_blocked, threshold)
+    recalls = [
+        metrics.recall(judged.labels[source_of == source], said[source_of == source], metrics.BLOCKED)
+        for source in np.unique(source_of)
+    ]
+    if len(recalls) < 2:
+        return 1.0
+    times = STUDENT[min(len(recalls) - 1, len(STUDENT)) - 1]
+    of_sources = float(np.mean(recalls) + times * np.std(recalls, ddof=1) / np.sqrt(len(recalls)))
+    return max(of_views["blocked_recall_high"], min(1.0, of_sources))
 
 
 def _equal_weights(source_of: Sequence[str], labels: np.ndarray) -> np.ndarray:

@@ -1,30 +1,39 @@
-"""The two ways to train: all layers on varied images, or the last layer alone on features computed once.
+"""The ways to train: the last layer alone on features computed once, or that first and then layers on varied images.
 
-Both are pure of files and of MLflow: images in, the trained network and its history out. Reading, logging and writing
+From pretrained weights the last layer is solved first (linear_head.py), so that the first steps of the others do not
+spoil their features while it is still random (LP-FT, Kumar et al. 2022), and the network is in the end the mean of the
+weights it started from and those it ended with (WiSE-FT, Wortsman et al. 2022): a little less sure of the rooms it has
+seen, better in others. docs/training.md has what each gives.
+
+All is pure of files and of MLflow: images in, the trained network and its history out. Reading, logging and writing
 are in train.py. The network of the last epoch is the one: the learning rate has run out by then, while the best epoch
 on a few hundred validation images is the luckiest one, and says little about another room.
 """
 
 import math
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Iterator, List, NamedTuple, Optional
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional
 
+import msgspec
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
 from serving.errors import RejectedError
-from training import augment, distributed, linear_head, metrics
+from training import augment, distributed, linear_head, metrics, precision
 from training.dataset import Images
 from training.machine import cores, in_order, one_thread_per_operation
-from training.model import Network, last_layer, replace_layer
+from training.model import Network, keep_first_layers, last_layer, replace_layer
 from training.pack_file import Pixels
 from training.progress import track
 from training.replicas import Loss, Replicas
 from training.settings import TrainSettings
+from training.weighting import image_weights, is_simulated
 
 INFERENCE_BATCH = 16
+HEAD_FIRST_IMAGES = 4_000  # at most, that the last layer is solved on before the others learn: a fraction of an epoch
+HEAD_FIRST_EPOCHS = 3  # of linear_head.STEPS each; more change nothing
 WEIGHT_DECAY = 0.02
 LABEL_SMOOTHING = 0.05  # labels at the edge of the safety distance are doubtful; and it keeps the logits moderate
 WARM_UP = 0.25  # share of the steps in which the learning rate rises
@@ -61,8 +70,8 @@ def fit(
 
     Args:
         network: with its starting weights; changed in place.
-        settings: the `train` block of params.yaml.
-        training: what is learned from; simulated images among real ones are drawn as often as those.
+        settings: the `train` block of params.yaml; its `precision` settled (precision.py), or float32 is taken.
+        training: what is learned from; of simulated images among real ones, some an epoch.
         validation: what each epoch is measured on; None: epochs are not measured, and there is no history.
         on_epoch: called after each epoch.
 
@@ -70,7 +79,7 @@ def fit(
         RejectedError: the loss stopped being a number.
     """
     one_thread_per_operation()
-    way = _fit_head if settings.finetune == "head" else _fit_all
+    way = _fit_head if settings.finetune == "head" else _fit_layers
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device)
     distributed.broadcast(network)
@@ -78,37 +87,64 @@ def fit(
     return Fitted(fitted.network.to("cpu").eval(), fitted.history)
 
 
-def _fit_all(
+def _fit_layers(
     network: Network, settings: TrainSettings, training: Images, validation: Optional[Images], on_epoch: OnEpoch
 ) -> Fitted:
+    if settings.pretrained:
+        _fit_head_first(network, settings, training)
+    if settings.finetune == "blocks":
+        keep_first_layers(network)
+    start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = BATCH_NORM_MOMENTUM
     labels = torch.from_numpy(training.labels)
     device = network.scale.device
-    weights = class_weights(training.labels).to(device)
+    weights = torch.from_numpy(image_weights(training.rows, training.labels)).float().to(device)
 
     def loss(replica: Network, chosen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         pixels = torch.from_numpy(training.pixels[chosen.numpy()])  # a copy: the rest may be on disk
         images = augment.batch_of(pixels, network.resolution, generator, settings.augment).to(device)
-        return _loss(replica.classify(images), labels[chosen].to(device), weights)
+        with precision.autocast(settings, device):
+            logits = replica.classify(images)
+        scaled: torch.Tensor = steps.scaler.scale(_loss(logits.float(), labels[chosen].to(device), weights[chosen]))
+        return scaled
 
     replicas = Replicas(network, settings.batch // distributed.size(), settings.seed + 1000 * distributed.rank())
     draw = _Draw(training, settings)
-    steps = _Steps(network.backbone, settings, draw.steps)
+    steps = _Steps(network, settings, draw.steps)
     history = _History(on_epoch)
     for epoch in range(1, settings.epochs + 1):
         replicas.train()
         losses = []
         for chosen in track(list(draw.epoch()), f"epoch {epoch}"):
-            losses.append(_gradient(replicas, network, chosen, loss))
+            losses.append(_gradient(replicas, network, chosen, loss) / steps.scaler.get_scale())
             steps.take(losses[-1], epoch)
             replicas.spread()
         distributed.broadcast(network)  # each has its own statistics of batch normalisation
+        if epoch == settings.epochs and settings.pretrained:
+            _mean_with_start(network, start, settings.start_share)
         if validation is not None:
             history.add(losses, infer(network, validation.pixels), validation.labels)
     return Fitted(network, history.epochs)
+
+
+def _fit_head_first(network: Network, settings: TrainSettings, training: Images) -> None:
+    """Solves the last layer on what an epoch would draw."""
+    some = torch.cat(list(_Draw(training, settings).epoch()))[:HEAD_FIRST_IMAGES].sort().values.numpy()
+    rows = [training.rows[index] for index in some] if training.rows else []
+    images = Images(rows, training.pixels[some], training.labels[some])
+    device = network.scale.device
+    _fit_head(network, msgspec.structs.replace(settings, epochs=HEAD_FIRST_EPOCHS), images, None, lambda _: None)
+    network.to(device)
+
+
+def _mean_with_start(network: Network, start: Dict[str, torch.Tensor], share: float) -> None:
+    """Weights and statistics of batch normalisation become the mean with those of the start, which count `share`."""
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.lerp_(start[name], share)
 
 
 def _gradient(replicas: Replicas, network: Network, chosen: torch.Tensor, loss: Loss) -> float:
@@ -130,7 +166,12 @@ def _fit_head(
 
     head.to("cpu")  # a single layer is quickest where the features are
     history = _History(on_epoch)
-    weights = linear_head.image_weights(training.labels, _simulated(training))
+    weights = image_weights(training.rows, training.labels)
+    simulated = is_simulated(training.rows, len(training.labels))
+    if simulated.any() and not simulated.all():  # in all as much as _Draw would draw of them
+        most = settings.simulated_per_real * np.count_nonzero(~simulated)
+        weights[simulated] *= min(1.0, most / np.count_nonzero(simulated))
+        weights /= weights.mean()
     for loss in linear_head.fit(head, (straight, mirrored), training.labels, weights, settings.epochs):
         if validation is not None:
             with torch.no_grad():
@@ -169,17 +210,6 @@ def infer(network: Network, pixels: Pixels, what: str = "inference", mirror: boo
     return np.concatenate([part for parts in distributed.gather(mine) for part in parts])
 
 
-def _simulated(images: Images) -> np.ndarray:
-    """(N,) bool: which were never before a camera; images that nothing is told of were."""
-    return np.array([row.simulated for row in images.rows] or [False] * len(images.labels), dtype=bool)
-
-
-def class_weights(labels: np.ndarray) -> torch.Tensor:
-    """(2,) float32: each class counts the same in the loss, whatever its share."""
-    counts = np.bincount(labels, minlength=2)
-    return torch.tensor(len(labels) / (2.0 * np.maximum(counts, 1)), dtype=torch.float32)
-
-
 def learning_rate_at(step: int, total: int) -> float:
     """Share of the highest learning rate at a step counted from 0, of `total` steps."""
     rising = WARM_UP * total
@@ -191,18 +221,19 @@ def learning_rate_at(step: int, total: int) -> float:
 class _Draw:
     """The order in which images are learned from.
 
-    An epoch is every real image once, and as many simulated ones: they show more rooms than anybody visits, and must
-    not drown what a real camera sees. Where all are of one kind, every image once.
+    An epoch is every real image once, and `simulated_per_real` times as many simulated ones: they show more rooms than
+    anybody visits, and must not drown what a real camera sees. Where all are of one kind, every image once.
     """
 
     def __init__(self, training: Images, settings: TrainSettings) -> None:
-        simulated = torch.from_numpy(_simulated(training))
+        simulated = torch.from_numpy(is_simulated(training.rows, len(training.labels)))
         if bool(simulated.all()):
             simulated = torch.zeros_like(simulated)
         self._real, self._simulated = torch.where(~simulated)[0], torch.where(simulated)[0]
         self._batch = settings.batch
         self.generator = torch.Generator().manual_seed(settings.seed)
-        self._count = len(self._real) + min(len(self._real), len(self._simulated))
+        self._simulated_count = min(round(settings.simulated_per_real * len(self._real)), len(self._simulated))
+        self._count = len(self._real) + self._simulated_count
         self.steps = settings.epochs * len(self._starts())
 
     def _starts(self) -> range:
@@ -212,7 +243,7 @@ class _Draw:
 
     def epoch(self) -> Iterator[torch.Tensor]:
         """Batches of indices."""
-        some = self._simulated[torch.randperm(len(self._simulated), generator=self.generator)[: len(self._real)]]
+        some = self._simulated[torch.randperm(len(self._simulated), generator=self.generator)[: self._simulated_count]]
         chosen = torch.cat([self._real, some])
         chosen = chosen[torch.randperm(len(chosen), generator=self.generator)]
         for start in self._starts():
@@ -220,15 +251,18 @@ class _Draw:
 
 
 def _loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    return functional.cross_entropy(logits, labels, weight=weights, label_smoothing=LABEL_SMOOTHING)
+    losses = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=LABEL_SMOOTHING)
+    return (losses * weights).mean()
 
 
 class _Steps:
     """The optimiser: AdamW, its learning rate rising in a line and falling along a cosine, once."""
 
-    def __init__(self, model: nn.Module, settings: TrainSettings, total: int) -> None:
+    def __init__(self, network: Network, settings: TrainSettings, total: int) -> None:
+        self.scaler = precision.scaler(settings, network.scale.device)
         self._learning_rate = settings.learning_rate
-        self._optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY)
+        learning = [parameter for parameter in network.backbone.parameters() if parameter.requires_grad]
+        self._optimiser = torch.optim.AdamW(learning, lr=settings.learning_rate, weight_decay=WEIGHT_DECAY)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, lambda step: learning_rate_at(step, total))
 
     def take(self, loss: float, epoch: int) -> None:
@@ -238,7 +272,8 @@ class _Steps:
                 f"the loss became {loss} in epoch {epoch} at train.learning_rate {self._learning_rate}; "
                 "lower it. No model was written"
             )
-        self._optimiser.step()
+        self.scaler.step(self._optimiser)
+        self.scaler.update()
         self._schedule.step()
 
 

@@ -21,14 +21,6 @@ PENALTY = 0.005
 STEPS = 20  # of L-BFGS (Liu and Nocedal 1989) in an epoch
 
 
-def image_weights(labels: np.ndarray, simulated: np.ndarray) -> np.ndarray:
-    """(N,) weights of mean one: each class of the real and of the simulated images counts the same in all."""
-    cells = 2 * simulated + labels
-    counts = np.bincount(cells, minlength=4)
-    weights: np.ndarray = len(labels) / (np.count_nonzero(counts) * counts[cells])
-    return weights
-
-
 def fit(
     head: nn.Linear, views: Sequence[np.ndarray], labels: np.ndarray, weights: np.ndarray, epochs: int
 ) -> Iterator[float]:

@@ -27,6 +27,15 @@ DEVIATION = (0.229, 0.224, 0.225)
 LITE_MEAN = (127 / 255,) * 3
 LITE_DEVIATION = (128 / 255,) * 3
 DOWNLOAD_TIMEOUT_S = 20.0
+# The layers down to a quarter of the picture's side: edges and textures, which photographs of anything teach, and which
+# cost about half of a training step. `train.finetune: blocks` leaves them as they are.
+FIRST_LAYERS = {
+    "mobilenet_v3_small": ("features.0", "features.1"),
+    "mobilenet_v2": ("features.0", "features.1", "features.2", "features.3"),
+    EFFICIENTNET_LITE0: ("features.0", "features.1", "features.2", "features.3"),
+    "resnet18": ("conv1", "bn1", "layer1"),
+    "alexnet": ("features.0",),
+}
 
 
 class Network(nn.Module):
@@ -90,6 +99,12 @@ def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
     """Puts `layer` in the place of the one with the dotted `name`."""
     parent, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(parent), attribute, layer)
+
+
+def keep_first_layers(network: Network) -> None:
+    """Takes the first layers out of the training: neither their weights nor their statistics change."""
+    for name in FIRST_LAYERS[network.name]:
+        network.backbone.get_submodule(name).requires_grad_(False)
 
 
 def load_weights(network: Network, weights: str) -> List[str]:

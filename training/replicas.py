@@ -33,7 +33,7 @@ class Replicas:
         self._generators = [torch.Generator().manual_seed(seed + index) for index in range(count)]
         for index, replica in enumerate(self.networks):
             _give_dropout(replica, self._generators[index])
-        self._parameters = [list(replica.parameters()) for replica in self.networks]
+        self._parameters = [[p for p in replica.parameters() if p.requires_grad] for replica in self.networks]
         self._pool = ThreadPoolExecutor(count)
 
     def gradient(self, chosen: torch.Tensor, loss: Loss) -> float:
@@ -63,6 +63,9 @@ class Replicas:
     def train(self) -> None:
         for replica in self.networks:
             replica.train()
+            for module in replica.modules():
+                if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+                    module.eval()  # its layer does not learn, and its statistics belong to it
 
 
 class _Dropout(nn.Module):

@@ -30,14 +30,27 @@ class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         "mobilenet_v3_small"
     )
     weights: Annotated[str, msgspec.Meta(min_length=1)] = "none"  # imagenet, none, or the path of a .pth file
-    finetune: Literal["all", "head"] = "all"  # head: only the last layer learns, on features computed once
+    # all: every layer learns | blocks: all but the first (model.FIRST_LAYERS) | head: only the last, solved on features
+    finetune: Literal["all", "blocks", "head"] = "all"
+    start_share: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.25  # of pretrained weights in the mean with the end's
+    simulated_per_real: Annotated[float, msgspec.Meta(gt=0, le=100)] = 2.0  # images that an epoch draws, where both are
     # Side of the picture that the network works on, scaled down from 224 inside its graph: 112 costs a quarter.
     resolution: Literal[112, 224] = 224
+    precision: Literal["auto", "float32", "mixed"] = "auto"  # auto: mixed where a probe says that it pays here
     augment: Tuple[Augmentation, ...] = AUGMENTATIONS  # variations of the images: training/augment.py
     epochs: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 12
     batch: Annotated[int, msgspec.Meta(ge=2, le=1024)] = 32  # images a step; batch normalisation needs two
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.003  # highest of the schedule
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)] = 1
+
+    def __post_init__(self) -> None:
+        if self.finetune == "blocks" and not self.pretrained:
+            raise ValueError("`finetune: blocks` keeps the first layers of pretrained `weights`; give some, or `all`")
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the training starts from weights that know something."""
+        return self.weights != "none"
 
 
 class _Data(msgspec.Struct, frozen=True):

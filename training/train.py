@@ -75,8 +75,9 @@ def train(settings: TrainSettings, sessions: Path, parts: Dict[str, List[Row]]) 
         OperatorError: the weights, the sessions or MLflow cannot be had.
         RejectedError: an image is broken, or the loss stopped being a number.
     """
-    from training import distributed, fit, model
+    from training import distributed, fit, model, precision
 
+    settings = precision.settle(settings)
     network = model.Network(settings.backbone, settings.resolution)
     filled = model.load_weights(network, settings.weights)
     if not distributed.is_main():  # the first process logs and writes
