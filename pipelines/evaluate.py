@@ -159,7 +159,7 @@ def judge(network: Any, rows: list[Row], sessions: Path, what: str) -> Judged:
         OperatorError: a session cannot be read.
         RejectedError: a class is missing, an image is broken, or a logit is no number.
     """
-    from training.fit import infer
+    from training.inference import infer
 
     need_both_classes(rows, what, at_least=1)
     images = load(rows, sessions, f"reading {what} images")

@@ -28,6 +28,7 @@ from training import cross_validation, figures, intervals, metrics
 from training.cross_validation import Choice, Judged
 from training.dataset import Row, load, need_both_classes, read_split
 from training.machine import seed_everything
+from training.pack import CACHE
 from training.settings import TrainSettings, read_params
 from training.tracking import Run
 
@@ -45,7 +46,8 @@ class Trainer:
 
     def __call__(self, name: str, training: List[Row], judged: List[Row]) -> np.ndarray:
         from training import precision
-        from training.fit import fit, infer
+        from training.fit import fit
+        from training.inference import infer
         from training.model import Network, load_weights
 
         self._settings = precision.settle(self._settings)
@@ -54,7 +56,7 @@ class Trainer:
         seed_everything(self._settings.seed)
         network = Network(self._settings.backbone, self._settings.resolution)
         load_weights(network, self._settings.weights)
-        fitted = fit(network, self._settings, load(training, self._sessions), None)
+        fitted = fit(network, self._settings, load(training, self._sessions), None, cache=CACHE)
         return infer(fitted.network, load(judged, self._sessions).pixels, f"judging {name}")
 
 

@@ -13,7 +13,8 @@ from simulator.suite import Counts
 from tests.bench import frozen, gate, gate_models, looks_real
 from tests.bench.real_sets import rows_of, simulate
 from training.dataset import Images
-from training.fit import fit, infer
+from training.fit import fit
+from training.inference import infer
 from training.model import build_backbone
 from training.settings import TrainSettings
 

@@ -8,7 +8,8 @@ torch = pytest.importorskip("torch")
 from serving.errors import RejectedError  # noqa: E402
 from training import augment, metrics  # noqa: E402
 from training.dataset import Images, Row  # noqa: E402
-from training.fit import _Draw, fit, infer  # noqa: E402
+from training.fit import _Draw, fit  # noqa: E402
+from training.inference import infer  # noqa: E402
 from training.model import BACKBONES, FIRST_LAYERS, Network  # noqa: E402
 from training.settings import TrainSettings  # noqa: E402
 

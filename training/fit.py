@@ -5,13 +5,14 @@ spoil their features while it is still random (LP-FT, Kumar et al. 2022), and th
 weights it started from and those it ended with (WiSE-FT, Wortsman et al. 2022): a little less sure of the rooms it has
 seen, better in others. docs/training.md has what each gives.
 
-All is pure of files and of MLflow: images in, the trained network and its history out. Reading, logging and writing
-are in train.py. The network of the last epoch is the one: the learning rate has run out by then, while the best epoch
-on a few hundred validation images is the luckiest one, and says little about another room.
+All is pure of MLflow and, but for the cache of features, of files: images in, the trained network and its history
+out. Reading, logging and writing are in train.py. The network of the last epoch is the one: the learning rate has run
+out by then, while the best epoch on a few hundred validation images is the luckiest one, and says little about another
+room.
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional
 
 import msgspec
@@ -23,15 +24,15 @@ from torch.nn import functional
 from serving.errors import RejectedError
 from training import augment, distributed, linear_head, metrics, precision
 from training.dataset import Images
-from training.machine import cores, in_order, one_thread_per_operation
+from training.features import Features
+from training.inference import infer
+from training.machine import one_thread_per_operation
 from training.model import Network, keep_first_layers, last_layer, replace_layer
-from training.pack_file import Pixels
 from training.progress import track
 from training.replicas import Loss, Replicas
 from training.settings import TrainSettings
 from training.weighting import image_weights, is_simulated
 
-INFERENCE_BATCH = 16
 HEAD_FIRST_IMAGES = 4_000  # at most, that the last layer is solved on before the others learn: a fraction of an epoch
 HEAD_FIRST_EPOCHS = 3  # of linear_head.STEPS each; more change nothing
 WEIGHT_DECAY = 0.02
@@ -65,6 +66,7 @@ def fit(
     training: Images,
     validation: Optional[Images],
     on_epoch: OnEpoch = lambda _: None,
+    cache: Optional[Path] = None,
 ) -> Fitted:
     """Trains as the settings say.
 
@@ -74,24 +76,30 @@ def fit(
         training: what is learned from; of simulated images among real ones, some an epoch.
         validation: what each epoch is measured on; None: epochs are not measured, and there is no history.
         on_epoch: called after each epoch.
+        cache: folder where features are kept (features.py), if any.
 
     Raises:
         RejectedError: the loss stopped being a number.
     """
     one_thread_per_operation()
-    way = _fit_head if settings.finetune == "head" else _fit_layers
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device)
     distributed.broadcast(network)
-    fitted = way(network, settings, training, validation, on_epoch)
+    way = _fit_head if settings.finetune == "head" else _fit_layers
+    fitted = way(network, settings, training, validation, on_epoch, cache)
     return Fitted(fitted.network.to("cpu").eval(), fitted.history)
 
 
 def _fit_layers(
-    network: Network, settings: TrainSettings, training: Images, validation: Optional[Images], on_epoch: OnEpoch
+    network: Network,
+    settings: TrainSettings,
+    training: Images,
+    validation: Optional[Images],
+    on_epoch: OnEpoch,
+    cache: Optional[Path],
 ) -> Fitted:
     if settings.pretrained:
-        _fit_head_first(network, settings, training)
+        _fit_head_first(network, settings, training, cache)
     if settings.finetune == "blocks":
         keep_first_layers(network)
     start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -130,13 +138,14 @@ def _fit_layers(
     return Fitted(network, history.epochs)
 
 
-def _fit_head_first(network: Network, settings: TrainSettings, training: Images) -> None:
+def _fit_head_first(network: Network, settings: TrainSettings, training: Images, cache: Optional[Path]) -> None:
     """Solves the last layer on what an epoch would draw."""
     some = torch.cat(list(_Draw(training, settings).epoch()))[:HEAD_FIRST_IMAGES].sort().values.numpy()
     rows = [training.rows[index] for index in some] if training.rows else []
     images = Images(rows, training.pixels[some], training.labels[some])
     device = network.scale.device
-    _fit_head(network, msgspec.structs.replace(settings, epochs=HEAD_FIRST_EPOCHS), images, None, lambda _: None)
+    quickly = msgspec.structs.replace(settings, epochs=HEAD_FIRST_EPOCHS)
+    _fit_head(network, quickly, images, None, lambda _: None, cache)
     network.to(device)
 
 
@@ -156,12 +165,18 @@ def _gradient(replicas: Replicas, network: Network, chosen: torch.Tensor, loss: 
 
 
 def _fit_head(
-    network: Network, settings: TrainSettings, training: Images, validation: Optional[Images], on_epoch: OnEpoch
+    network: Network,
+    settings: TrainSettings,
+    training: Images,
+    validation: Optional[Images],
+    on_epoch: OnEpoch,
+    cache: Optional[Path],
 ) -> Fitted:
     name, head = last_layer(network.backbone)
     replace_layer(network.backbone, name, nn.Identity())
-    straight, mirrored = (infer(network, training.pixels, "features", mirror) for mirror in (False, True))
-    unseen = None if validation is None else torch.from_numpy(infer(network, validation.pixels, "features"))
+    with Features(network, cache) as features:
+        views = [features.of(training.pixels, mirror) for mirror in (False, True)]
+        unseen = None if validation is None else torch.from_numpy(features.of(validation.pixels))
     replace_layer(network.backbone, name, head)
 
     head.to("cpu")  # a single layer is quickest where the features are
@@ -172,42 +187,11 @@ def _fit_head(
         most = settings.simulated_per_real * np.count_nonzero(~simulated)
         weights[simulated] *= min(1.0, most / np.count_nonzero(simulated))
         weights /= weights.mean()
-    for loss in linear_head.fit(head, (straight, mirrored), training.labels, weights, settings.epochs):
+    for loss in linear_head.fit(head, views, training.labels, weights, settings.epochs):
         if validation is not None:
             with torch.no_grad():
                 history.add([loss], head(unseen).numpy(), validation.labels)
     return Fitted(network, history.epochs)
-
-
-def infer(network: Network, pixels: Pixels, what: str = "inference", mirror: bool = False) -> np.ndarray:
-    """Logits (or features, where the last layer was taken away), in the mode that a robot runs.
-
-    Processes of torchrun must all ask: each answers for its share, and all get the whole.
-
-    Args:
-        network: changed to evaluation mode.
-        pixels: (N, 224, 224, 3) uint8.
-        what: shown beside the progress bar.
-        mirror: left and right of the images change places.
-
-    Returns:
-        (N, 2) float32 logits, or (N, F) features.
-    """
-    network.eval()
-    device = network.scale.device
-
-    def answers(start: int) -> np.ndarray:
-        frames = torch.from_numpy(pixels[start : start + INFERENCE_BATCH]).to(device, torch.float32)
-        if mirror:
-            frames = frames.flip(2)
-        with torch.no_grad():  # holds for this thread alone
-            found: np.ndarray = network(frames).cpu().numpy()
-        return found
-
-    starts = np.array_split(np.arange(0, len(pixels), INFERENCE_BATCH), distributed.size())[distributed.rank()].tolist()
-    with ThreadPoolExecutor(cores() if device.type == "cpu" else 1) as pool:
-        mine = list(track(in_order(pool, answers, starts), what, total=len(starts)))
-    return np.concatenate([part for parts in distributed.gather(mine) for part in parts])
 
 
 def learning_rate_at(step: int, total: int) -> float:

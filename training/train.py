@@ -28,6 +28,7 @@ from serving.errors import OperatorError
 from training import lineage
 from training.dataset import Row, load, need_both_classes, read_split
 from training.machine import cores, seed_everything
+from training.pack import CACHE
 from training.settings import TrainSettings, read_params
 from training.tracking import Run
 
@@ -81,7 +82,7 @@ def train(settings: TrainSettings, sessions: Path, parts: Dict[str, List[Row]]) 
     network = model.Network(settings.backbone, settings.resolution)
     filled = model.load_weights(network, settings.weights)
     if not distributed.is_main():  # the first process logs and writes
-        fit.fit(network, settings, load(parts["train"], sessions), load(parts["validation"], sessions))
+        fit.fit(network, settings, load(parts["train"], sessions), load(parts["validation"], sessions), cache=CACHE)
         return
     hashes = lineage.data_hashes(sessions)
     with Run.start(_run_name(settings, parts), _tags(settings, hashes)) as tracked:
@@ -112,7 +113,7 @@ def train(settings: TrainSettings, sessions: Path, parts: Dict[str, List[Row]]) 
                 step=line.epoch,
             )
 
-        fitted = fit.fit(network, settings, training, validation, on_epoch)
+        fitted = fit.fit(network, settings, training, validation, on_epoch, CACHE)
         OUT.mkdir(parents=True, exist_ok=True)
         model.save(fitted.network, OUT / "model.pt")
         _write(OUT / "history.csv", _history_csv(fitted.history))

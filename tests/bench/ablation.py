@@ -69,7 +69,8 @@ def recipes(settings: TrainSettings, rooms: int) -> Dict[str, Recipe]:
 
 def leave_out(recipe: Recipe, corpus: Corpus) -> Judged:
     """Every real image, judged by a network that has not seen its source."""
-    from training.fit import fit, infer
+    from training.fit import fit
+    from training.inference import infer
     from training.machine import seed_everything
     from training.model import Network, load_weights
 

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from training.dataset import Images, Row
-from training.fit import fit, infer
+from training.fit import fit
+from training.inference import infer
 from training.model import Network, backbone_of, last_layer, load_weights, replace_layer
 from training.settings import TrainSettings
 

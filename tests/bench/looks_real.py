@@ -137,7 +137,8 @@ def _whole(settings: TrainSettings, learned: Data, judged: Data, seed: int) -> n
     import msgspec
     import torch
 
-    from training.fit import fit, infer
+    from training.fit import fit
+    from training.inference import infer
     from training.model import Network, load_weights
 
     torch.manual_seed(seed)

@@ -121,7 +121,8 @@ def ours(learned: List[Picture], judged: List[Picture], settings: TrainSettings,
     import torch
 
     from training.dataset import Images, Row
-    from training.fit import fit, infer
+    from training.fit import fit
+    from training.inference import infer
     from training.model import Network, load_weights
 
     torch.manual_seed(seed)
