@@ -166,6 +166,22 @@ def test_about_half_of_the_images_are_mirrored() -> None:
     assert float(varied[:, 70:100].max()) < 60  # contrast lifts the dark a little
 
 
+def test_images_take_on_each_others_colours() -> None:
+    """Nothing else of another image: what is bright in an image stays bright in it, within the means of the batch."""
+    pixels = torch.full((32, 224, 224, 3), 40, dtype=torch.uint8)
+    pixels[16:] = 160
+    pixels[:, 112:, :, 0] += 60  # reddish below
+    varied = augment.batch_of(pixels, 112, torch.Generator().manual_seed(1), ["colours"])
+    means = varied[:, 1].mean(dim=(1, 2))
+    assert float(means.min()) >= 39
+    assert float(means.max()) <= 161
+    between = (means > 45) & (means < 155)
+    assert 4 < int(between.sum()) < 20  # half take on another's, of which half are of the other kind
+    assert bool((varied[:, 0, 60:].mean(dim=(1, 2)) > varied[:, 0, :50].mean(dim=(1, 2))).all())
+    alone = augment.batch_of(pixels[:1], 112, torch.Generator().manual_seed(1), ["colours"])
+    torch.testing.assert_close(alone, augment.batch_of(pixels[:1], 112, torch.Generator(), []))
+
+
 def test_two_copies_give_the_gradient_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing depends on the rest of the batch, sharing it changes the last digits alone; then all are alike."""
     from training import replicas

@@ -232,7 +232,7 @@ def test_a_run_of_another_store_is_told(done: Path, tmp_path: Path) -> None:
 
 
 def test_a_failed_training_leaves_no_model_and_a_failed_run(tmp_path: Path) -> None:
-    """A learning rate that makes the loss explode ends with one line; MLflow keeps the reason."""
+    """Weights that make the loss explode end with one line; MLflow keeps the reason."""
     from mlflow import MlflowClient
 
     folder = workspace(tmp_path)
@@ -240,13 +240,13 @@ def test_a_failed_training_leaves_no_model_and_a_failed_run(tmp_path: Path) -> N
     weights_of_infinity(folder / "weights.pth")
     failed = stage("training.train", folder)
     assert failed.returncode == 1
-    assert failed.stderr.splitlines()[-1].startswith("error: the loss became nan in epoch 1")
+    assert failed.stderr.splitlines()[-1].startswith("error: the loss of the last layer became nan in epoch 1")
     assert not (folder / "build/train/model.pt").exists()
     client = MlflowClient(f"sqlite:///{folder / 'build/mlflow/mlflow.db'}")
     experiment = client.get_experiment_by_name("collision-avoidance")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FAILED"
-    assert "the loss became nan" in run.data.tags["failed"]
+    assert "last layer became nan" in run.data.tags["failed"]
 
 
 def weights_of_infinity(path: Path) -> None:

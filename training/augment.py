@@ -3,6 +3,7 @@
     mirror   left and right are alike to `blocked`
     move     crop, shift and tilt: a camera never sits the same way twice
     light    exposure, contrast, white balance, colours down to grey
+    colours  the mean and spread of each colour of another image of the batch: of another room, robot or simulator
     tint     the pink or dark corners of a Jetbot's lens, or of another's
     blur     of a robot that turns, or of a lens that is not in focus
     noise    of a small sensor in a dark room
@@ -27,6 +28,7 @@ EXPOSURE, WHITE_BALANCE = 0.2, 0.11
 CONTRAST = (0.6, 1.4)
 SATURATION = (0.3, 1.5)
 GREY = 0.3  # share of images without colour: what it tells of the floor here is wrong in the next room
+COLOURS = 0.5  # share of images that take on another's, by a part drawn from 0..1
 TINT = 0.1  # at the middle of an edge, standard deviation of the relative change per channel
 DARK_CORNERS = 0.2  # at most, likewise
 BLURRED = 0.25  # share of images
@@ -52,6 +54,8 @@ def batch_of(
         images = functional.avg_pool2d(images, 2)  # or every other pixel would be passed over
     if "mirror" in kinds or "move" in kinds or images.shape[-1] != size:
         images = _move(images, size, generator, "mirror" in kinds, "move" in kinds)
+    if "colours" in kinds:
+        images = _recolour(images, generator)
     if "light" in kinds or "tint" in kinds:
         images = _relight(images, generator, "light" in kinds, "tint" in kinds)
     if "blur" in kinds:
@@ -84,6 +88,17 @@ def _move(images: torch.Tensor, size: int, generator: torch.Generator, mirror: b
     theta[:, :, 2] = moved * SHIFT * (torch.rand(count, 2, generator=generator) * 2 - 1)
     grid = functional.affine_grid(theta, [count, 3, size, size], align_corners=False)
     return functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def _recolour(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Each channel's mean and spread become those of another image, in part (MixStyle, Zhou et al. 2021, in pixels)."""
+    count = len(images)
+    other = torch.randperm(count, generator=generator)
+    part = torch.rand(count, 1, 1, 1, generator=generator)
+    part = part * (torch.rand(count, 1, 1, 1, generator=generator) < COLOURS)
+    mean, spread = images.mean(dim=(2, 3), keepdim=True), images.std(dim=(2, 3), keepdim=True).clamp(min=1.0)
+    factor = torch.lerp(spread, spread[other], part) / spread
+    return (images - mean) * factor + torch.lerp(mean, mean[other], part)
 
 
 def _relight(images: torch.Tensor, generator: torch.Generator, light: bool, tint: bool) -> torch.Tensor:

@@ -18,8 +18,8 @@ PARAMS_FILE = Path("params.yaml")
 _YAML_FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
 
 
-Augmentation = Literal["mirror", "move", "light", "tint", "blur", "noise"]
-AUGMENTATIONS: Tuple[Augmentation, ...] = ("mirror", "move", "light", "tint", "blur", "noise")
+Augmentation = Literal["mirror", "move", "colours", "light", "tint", "blur", "noise"]
+AUGMENTATIONS: Tuple[Augmentation, ...] = ("mirror", "move", "colours", "light", "tint", "blur", "noise")
 
 
 class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

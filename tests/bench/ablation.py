@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 import click
 import msgspec
@@ -46,8 +46,10 @@ class Corpus(NamedTuple):
     images_per_room: int
 
 
-def recipes(settings: TrainSettings, rooms: int) -> Dict[str, Recipe]:
-    """The recipe, and the recipe without each of its parts."""
+def recipes(settings: TrainSettings, rooms: int, networks: Sequence[Path] = ()) -> Dict[str, Recipe]:
+    """The recipe, the recipe without each of its parts, and the recipe with other networks, by their weights."""
+    from training.model import backbone_of
+
     change = msgspec.structs.replace
     found = {
         WHOLE: Recipe(settings, rooms),
@@ -64,6 +66,9 @@ def recipes(settings: TrainSettings, rooms: int) -> Dict[str, Recipe]:
     for kind in AUGMENTATIONS:
         others = tuple(other for other in AUGMENTATIONS if other != kind)
         found[f"without the variation `{kind}`"] = Recipe(change(settings, augment=others), rooms)
+    for path in networks:
+        backbone = backbone_of(path)
+        found[f"network {backbone}"] = Recipe(change(settings, backbone=backbone, weights=str(path)), rooms)  # type: ignore[arg-type]
     return found
 
 
@@ -136,6 +141,13 @@ def _measured(judged: Judged, own: np.ndarray, chosen: Dict[str, Choice]) -> Dic
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder of sets.")
 @click.option("--weights", type=click.Path(path_type=Path, exists=True), required=True, help="ImageNet weights, .pth.")
+@click.option(
+    "--network",
+    "networks",
+    type=click.Path(path_type=Path, exists=True),
+    multiple=True,
+    help="Its weights: a row more.",
+)
 @click.option("--rooms", default=400, help="Simulated rooms that are learned from.")
 @click.option("--images", default=20, help="Simulated images of each room.")
 @click.option("--resolution", default=112, help="112 or 224.")
@@ -149,6 +161,7 @@ def _measured(judged: Judged, own: np.ndarray, chosen: Dict[str, Choice]) -> Dic
 def command(
     data: Path,
     weights: Path,
+    networks: Tuple[Path, ...],
     rooms: int,
     images: int,
     resolution: int,
@@ -185,11 +198,13 @@ def command(
     )
     wanted = {
         name: recipe
-        for name, recipe in recipes(settings, rooms).items()
+        for name, recipe in recipes(settings, rooms, networks).items()
         if not only or any(part in name for part in only)
     }
     if not wanted:
-        raise OperatorError(f"no row's name has one of {', '.join(only)} in it: {', '.join(recipes(settings, rooms))}")
+        raise OperatorError(
+            f"no row's name has one of {', '.join(only)} in it: {', '.join(recipes(settings, rooms, networks))}"
+        )
     corpus = gather(data, max(recipe.rooms for recipe in wanted.values()), images, console)
     done: Dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {}
     for name, recipe in wanted.items():
