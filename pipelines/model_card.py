@@ -123,8 +123,11 @@ def _number(value: Any) -> float:
 
 def _threshold(metrics: Mapping[str, float], report: ExportReport) -> str:
     said = f"A robot turns from a probability of blocked of **{report.decision.blocked_threshold:.3f}**"
-    reached = metrics.get("validation/blocked_recall")
-    told = f", which found {reached:.1%} of what is blocked on the validation part it was chosen on" if reached else ""
+    chosen_on = {UNSEEN: "sources left out of training", "validation": "the validation part"}
+    part = next((part for part in chosen_on if f"{part}/blocked_recall" in metrics), None)
+    told = (
+        f"; chosen on {chosen_on[part]}, {metrics[f'{part}/blocked_recall']:.1%} of the blocked found" if part else ""
+    )
     return f"{said} (temperature {report.decision.temperature:.2f}){told}."
 
 

@@ -70,7 +70,8 @@ def test_the_card_tells_what_a_promotion_is_decided_on() -> None:
     assert (
         "| test part: 164 images, 90 views | 0.912 (0.87 to 0.94) | 0.951 (0.89 to 0.99) | not known | 0.970 |" in card
     )
-    assert "from a probability of blocked of **0.431** (temperature 1.20), which found 93.0% of what is blocked" in card
+    assert "from a probability of blocked of **0.431** (temperature 1.20); chosen on the validation part" in card
+    assert "the validation part, 93.0% of the blocked found." in card
     assert "| kitchen | 30 | 0 | 8 | 0.950 (0.90 to 0.98) | not known |" in card
     assert "| hall | 10 | 5 | 4 | 0.710 | not known |" in card
     assert "data/sessions `1a2b.dir`" in card
@@ -89,9 +90,15 @@ def test_the_limits_are_in_plain_words() -> None:
 
 def test_sources_that_were_left_out_come_first() -> None:
     """With them measured, the card gives that figure above the test part's and no longer warns."""
-    left_out = {"unseen/balanced_accuracy": 0.86, "unseen/images": 837.0, "unseen/groups": 400.0}
+    left_out = {
+        "unseen/balanced_accuracy": 0.86,
+        "unseen/blocked_recall": 0.92,
+        "unseen/images": 837.0,
+        "unseen/groups": 400.0,
+    }
     card = write_card(run({**METRICS, **left_out}), REPORT, EVIDENCE)
     assert card.index("sources left out of training, mean: 837 images, 400 views | 0.860") < card.index("test part:")
+    assert "chosen on sources left out of training, 92.0% of the blocked found." in card
     assert "Training has seen every source" not in card
 
 
