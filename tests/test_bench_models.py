@@ -12,32 +12,11 @@ from simulator.scores import Limits, figures
 from simulator.suite import Counts
 from tests.bench import frozen, gate, gate_models, looks_real
 from tests.bench.real_sets import rows_of, simulate
+from tests.bench_sets import data, weights  # noqa: F401
 from training.dataset import Images
 from training.fit import fit
 from training.inference import infer
-from training.model import build_backbone
 from training.settings import TrainSettings
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    torch.save(build_backbone("mobilenet_v3_small").state_dict(), tmp_path / "weights.pth")
-    return tmp_path / "weights.pth"
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """Three sets of two sources, made of simulated frames."""
-    from PIL import Image
-
-    rows, pixels = simulate(3, 6)
-    for number, (row, frame) in enumerate(zip(rows, pixels, strict=True)):
-        name = ("anna_hall", "anna_loft", "ben_den")[number // 6]
-        folder = tmp_path / "sets" / name / row.label
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(frame).save(folder / f"{number}.jpg")
-    return tmp_path / "sets"
 
 
 def test_a_frozen_head_is_the_projects_own(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

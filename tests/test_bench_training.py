@@ -4,32 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from click.testing import CliRunner
 
 from tests.bench import ablation, train
-from tests.bench.real_sets import simulate
-from training.model import build_backbone
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    torch.save(build_backbone("mobilenet_v3_small").state_dict(), tmp_path / "weights.pth")
-    return tmp_path / "weights.pth"
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """Three sets of two sources, made of simulated frames."""
-    from PIL import Image
-
-    rows, pixels = simulate(3, 8)
-    for number, (row, frame) in enumerate(zip(rows, pixels, strict=True)):
-        folder = tmp_path / "sets" / ("anna_hall", "anna_loft", "ben_den")[number // 8] / row.label
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(frame).save(folder / f"{number}.jpg")
-    return tmp_path / "sets"
+from tests.bench_sets import data, weights  # noqa: F401
 
 
 def test_the_ablation_judges_every_set_and_keeps_its_answers(
@@ -47,7 +25,7 @@ def test_the_ablation_judges_every_set_and_keeps_its_answers(
     for row in told.values():
         assert set(row["sets"]) == {"anna_hall", "anna_loft", "ben_den", "mean"}
         assert set(row["sources"]) == {"anna", "ben", "mean"}
-        assert len(row["answers"]) == 24
+        assert len(row["answers"]) == 18
         assert row["sources"]["ben"]["threshold"] == pytest.approx(1 / 3)
     monkeypatch.setattr(ablation, "leave_out", None)
     done = CliRunner().invoke(ablation.command, [*options, "--miss-cost", "4"])
@@ -76,7 +54,7 @@ def test_both_recipes_are_timed_and_judged(
     done = CliRunner().invoke(train.command, options)
     assert done.exit_code in (0, 1), done.output
     told = json.loads((tmp_path / "train.json").read_text())
-    assert told["images"] == {"learned": 16, "judged": 8}
+    assert told["images"] == {"learned": 12, "judged": 6}
     assert set(told["median"]) == {"ours, blocks", "ours, last layer", "notebook"}
     for name, result in told["median"].items():
         assert result["seconds"] > 0

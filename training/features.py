@@ -44,12 +44,13 @@ class Features:
             folder: of the cache; None: nothing is read or kept.
         """
         self._network = network
-        self._about = _about(network)
         self._path: Optional[Path] = None
-        if folder is not None and distributed.size() == 1:
-            self._path = folder / f"features-{self._about[:16]}.npz"
-        self._known = _read(self._path, self._about) if self._path else {}
+        self._known: Dict[bytes, np.ndarray] = {}
         self._grown = False
+        if folder is not None and distributed.size() == 1:
+            self._about = _about(network)
+            self._path = folder / f"features-{self._about[:16]}.npz"
+            self._known = _read(self._path, self._about)
 
     def __enter__(self) -> "Features":
         return self
