@@ -119,7 +119,7 @@ def test_logits_that_are_no_numbers_are_refused(tmp_path: Path, monkeypatch: pyt
     """Rather than a blocked recall that NaN, being smaller than no threshold, would make up."""
     part = judged([0, 1, 1], [1, -1, -1])
     monkeypatch.setattr("pipelines.evaluate.load", lambda *_: part.images)
-    monkeypatch.setattr("training.fit.infer", lambda *_: Silent.logits)
+    monkeypatch.setattr("training.inference.infer", lambda *_: Silent.logits)
     with pytest.raises(RejectedError, match=r"no numbers for 2 of 3 test images, such as s/free/1.jpg; train it again"):
         judge(Silent, part.images.rows, tmp_path, "test")
 

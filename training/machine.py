@@ -32,7 +32,7 @@ def in_order(pool: Executor, work: Callable[[Item], Result], items: Iterable[Ite
 
 
 def one_thread_per_operation() -> None:
-    """Cores share a batch image by image (replicas.py, `fit.infer`), and not each operation in it.
+    """Cores share a batch image by image (replicas.py, inference.py), and not each operation in it.
 
     Splitting every operation, as torch does by default, is as fast on an idle machine, and up to three times slower
     once anything else runs on it, such as the rest of the loop: the threads wait for each other at every operation.
