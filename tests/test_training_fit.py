@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 from serving.errors import RejectedError  # noqa: E402
 from training import augment, metrics  # noqa: E402
 from training.dataset import Images, Row  # noqa: E402
-from training.fit import _Draw, fit  # noqa: E402
+from training.fit import Fitted, _Draw, fit  # noqa: E402
 from training.inference import infer  # noqa: E402
 from training.model import BACKBONES, FIRST_LAYERS, Network  # noqa: E402
 from training.settings import TrainSettings  # noqa: E402
@@ -76,7 +76,7 @@ def test_simulated_images_are_drawn_as_often_as_asked(per_real: float, simulated
         assert sum(number < 10 for number in epoch) == 10
         seen.update(epoch)
     assert seen == set(range(50))
-    assert draw.steps == 2 * (10 + simulated) / 5
+    assert draw.steps_per_epoch == (10 + simulated) / 5
 
 
 def test_simulated_images_alone_are_all_drawn() -> None:
@@ -130,6 +130,29 @@ def test_pretrained_weights_have_their_share_in_the_end() -> None:
         found[share] = trained.backbone.state_dict()["features.18.0.weight"]
     assert not torch.equal(found[0.0], start)
     torch.testing.assert_close(found[0.25], 0.75 * found[0.0] + 0.25 * start)
+
+
+def test_several_fine_tunings_are_averaged() -> None:
+    """Each starts anew and ends elsewhere, the first as if alone; the history's last line is of the mean."""
+    unseen = bright_or_dark(16, 2)
+
+    def trained(averaged: int, epochs: int) -> Fitted:
+        torch.manual_seed(1)
+        asked = settings(weights="some.pth", averaged=averaged, epochs=epochs, start_share=0.0)
+        return fit(Network("mobilenet_v2", 112), asked, bright_or_dark(16, 1), unseen)
+
+    one, two, three = trained(1, 2), trained(2, 4), trained(3, 6)
+    name = "backbone.features.18.0.weight"
+    first, mean = one.network.state_dict()[name], two.network.state_dict()[name]
+    assert [line.epoch for line in two.history] == [1, 2, 3, 4]
+    assert two.history[0] == one.history[0]
+    second = 2 * mean - first
+    assert not torch.allclose(first, second)
+    third = 3 * three.network.state_dict()[name] - first - second
+    spread = (first - second).abs().mean()
+    assert 0.5 * spread < (third - second).abs().mean() < 2 * spread  # as far from each other as the first two
+    loss = metrics.cross_entropy(unseen.labels, metrics.probabilities(infer(two.network, unseen.pixels)))
+    assert loss == pytest.approx(two.history[-1].validation_loss, rel=1e-4)
 
 
 def test_fresh_weights_have_no_share_in_the_end() -> None:

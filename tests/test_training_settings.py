@@ -38,6 +38,9 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         ("resolution: 100", "allowed: 112, 224"),
         ("learning_rate: 0", "`train.learning_rate`"),
         ("finetune: blocks", "`finetune: blocks` keeps the first layers of pretrained `weights`; give some, or `all`"),
+        ("averaged: 4", "`averaged: 4` is for layers fine-tuned from pretrained `weights`"),
+        ("{weights: imagenet, finetune: head, averaged: 4}", "`averaged: 4` is for layers fine-tuned"),
+        ("{weights: imagenet, epochs: 6, averaged: 4}", "`epochs: 6` are those of all 4 fine-tunings"),
         ("start_share: 1", "`train.start_share`: Expected `float` < 1.0"),
     ],
 )

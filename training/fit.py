@@ -1,9 +1,10 @@
 """The ways to train: the last layer alone on features computed once, or that first and then layers on varied images.
 
 From pretrained weights the last layer is solved first (linear_head.py), so that the first steps of the others do not
-spoil their features while it is still random (LP-FT, Kumar et al. 2022), and the network is in the end the mean of the
-weights it started from and those it ended with (WiSE-FT, Wortsman et al. 2022): a little less sure of the rooms it has
-seen, better in others. docs/training.md has what each gives.
+spoil their features while it is still random (LP-FT, Kumar et al. 2022). Then the other layers learn, several times
+from there if asked, each time with another order and other variations of the images. The network is the mean of the
+weights that these end with (model soups, Wortsman et al. 2022) and of those they started from (WiSE-FT, Wortsman et
+al. 2022): less sure of the rooms it has seen, better in others. docs/training.md has what each gives.
 
 All is pure of MLflow and, but for the cache of features, of files: images in, the trained network and its history
 out. Reading, logging and writing are in train.py. The network of the last epoch is the one: the learning rate has run
@@ -121,9 +122,14 @@ def _fit_layers(
 
     replicas = Replicas(network, settings.batch // distributed.size(), settings.seed + 1000 * distributed.rank())
     draw = _Draw(training, settings)
-    steps = _Steps(network, settings, draw.steps)
+    mean = _MeanOfWeights(start, settings)
     history = _History(on_epoch)
+    epochs_each = settings.epochs // settings.averaged
     for epoch in range(1, settings.epochs + 1):
+        if (epoch - 1) % epochs_each == 0:  # another fine-tuning begins
+            network.load_state_dict(start)
+            replicas.spread()
+            steps = _Steps(network, settings, epochs_each * draw.steps_per_epoch)
         replicas.train()
         losses = []
         for chosen in track(list(draw.epoch()), f"epoch {epoch}"):
@@ -131,8 +137,10 @@ def _fit_layers(
             steps.take(losses[-1], epoch)
             replicas.spread()
         distributed.broadcast(network)  # each has its own statistics of batch normalisation
-        if epoch == settings.epochs and settings.pretrained:
-            _mean_with_start(network, start, settings.start_share)
+        if epoch % epochs_each == 0:
+            mean.add(network)
+        if epoch == settings.epochs:
+            mean.give(network)
         if validation is not None:
             history.add(losses, infer(network, validation.pixels), validation.labels)
     return Fitted(network, history.epochs)
@@ -144,16 +152,9 @@ def _fit_head_first(network: Network, settings: TrainSettings, training: Images,
     rows = [training.rows[index] for index in some] if training.rows else []
     images = Images(rows, training.pixels[some], training.labels[some])
     device = network.scale.device
-    quickly = msgspec.structs.replace(settings, epochs=HEAD_FIRST_EPOCHS)
+    quickly = msgspec.structs.replace(settings, finetune="head", averaged=1, epochs=HEAD_FIRST_EPOCHS)
     _fit_head(network, quickly, images, None, lambda _: None, cache)
     network.to(device)
-
-
-def _mean_with_start(network: Network, start: Dict[str, torch.Tensor], share: float) -> None:
-    """Weights and statistics of batch normalisation become the mean with those of the start, which count `share`."""
-    for name, tensor in network.state_dict().items():
-        if tensor.is_floating_point():
-            tensor.lerp_(start[name], share)
 
 
 def _gradient(replicas: Replicas, network: Network, chosen: torch.Tensor, loss: Loss) -> float:
@@ -184,8 +185,8 @@ def _fit_head(
     weights = image_weights(training.rows, training.labels)
     simulated = is_simulated(training.rows, len(training.labels))
     if simulated.any() and not simulated.all():  # in all as much as _Draw would draw of them
-        most = settings.simulated_per_real * np.count_nonzero(~simulated)
-        weights[simulated] *= min(1.0, most / np.count_nonzero(simulated))
+        real_count, simulated_count = int((~simulated).sum()), int(simulated.sum())
+        weights[simulated] *= _simulated_drawn(settings, real_count, simulated_count) / simulated_count
         weights /= weights.mean()
     for loss in linear_head.fit(head, views, training.labels, weights, settings.epochs):
         if validation is not None:
@@ -202,6 +203,11 @@ def learning_rate_at(step: int, total: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step + 1 - rising) / (total + 1 - rising))))
 
 
+def _simulated_drawn(settings: TrainSettings, real: int, simulated: int) -> int:
+    """How many of the simulated images an epoch draws."""
+    return min(round(settings.simulated_per_real * real), simulated)
+
+
 class _Draw:
     """The order in which images are learned from.
 
@@ -216,9 +222,9 @@ class _Draw:
         self._real, self._simulated = torch.where(~simulated)[0], torch.where(simulated)[0]
         self._batch = settings.batch
         self.generator = torch.Generator().manual_seed(settings.seed)
-        self._simulated_count = min(round(settings.simulated_per_real * len(self._real)), len(self._simulated))
+        self._simulated_count = _simulated_drawn(settings, len(self._real), len(self._simulated))
         self._count = len(self._real) + self._simulated_count
-        self.steps = settings.epochs * len(self._starts())
+        self.steps_per_epoch = len(self._starts())
 
     def _starts(self) -> range:
         """A rest too small for a step is left for the next epoch's shuffle."""
@@ -240,7 +246,7 @@ def _loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> 
 
 
 class _Steps:
-    """The optimiser: AdamW, its learning rate rising in a line and falling along a cosine, once."""
+    """The optimiser: AdamW, its learning rate rising in a line and falling along a cosine, once in a fine-tuning."""
 
     def __init__(self, network: Network, settings: TrainSettings, total: int) -> None:
         self.scaler = precision.scaler(settings, network.scale.device)
@@ -259,6 +265,30 @@ class _Steps:
         self.scaler.step(self._optimiser)
         self.scaler.update()
         self._schedule.step()
+
+
+class _MeanOfWeights:
+    """Of what each fine-tuning ended with, and of what all began with; with the statistics of batch normalisation.
+
+    Fresh weights have no share in it: there is nothing in them that another room could need.
+    """
+
+    def __init__(self, start: Dict[str, torch.Tensor], settings: TrainSettings) -> None:
+        start_share = settings.start_share if settings.pretrained else 0.0
+        self._share = (1 - start_share) / settings.averaged
+        self._sum = {name: start_share * tensor for name, tensor in start.items() if tensor.is_floating_point()}
+
+    def add(self, network: Network) -> None:
+        """Counts what a fine-tuning ended with."""
+        for name, tensor in network.state_dict().items():
+            if name in self._sum:
+                self._sum[name].add_(tensor, alpha=self._share)
+
+    def give(self, network: Network) -> None:
+        """Makes the network the mean."""
+        for name, tensor in network.state_dict().items():
+            if name in self._sum:
+                tensor.copy_(self._sum[name])
 
 
 class _History:

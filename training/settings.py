@@ -33,6 +33,7 @@ class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     # all: every layer learns | blocks: all but the first (model.FIRST_LAYERS) | head: only the last, solved on features
     finetune: Literal["all", "blocks", "head"] = "all"
     start_share: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.25  # of pretrained weights in the mean with the end's
+    averaged: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1  # fine-tunings that share the epochs; their weights' mean
     simulated_per_real: Annotated[float, msgspec.Meta(gt=0, le=100)] = 2.0  # images that an epoch draws, where both are
     # Side of the picture that the network works on, scaled down from 224 inside its graph: 112 costs a quarter.
     resolution: Literal[112, 224] = 224
@@ -46,6 +47,16 @@ class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     def __post_init__(self) -> None:
         if self.finetune == "blocks" and not self.pretrained:
             raise ValueError("`finetune: blocks` keeps the first layers of pretrained `weights`; give some, or `all`")
+        if self.averaged > 1 and (not self.pretrained or self.finetune == "head"):
+            raise ValueError(
+                f"`averaged: {self.averaged}` is for layers fine-tuned from pretrained `weights`: of networks from "
+                "scratch there is no mean, and a last layer that is solved is always the same; set it to 1"
+            )
+        if self.epochs % self.averaged:
+            raise ValueError(
+                f"`epochs: {self.epochs}` are those of all {self.averaged} fine-tunings that are `averaged`, in equal "
+                f"shares; set a multiple of {self.averaged}"
+            )
 
     @property
     def pretrained(self) -> bool:

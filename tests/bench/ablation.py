@@ -2,7 +2,8 @@
 
 Each source of the real images in turn is left out; the network learns from the others and from simulated rooms, and is
 judged on the one left out. The threshold is chosen on the other sources, as the stage `unseen` does. Then the same
-again without one part of the recipe, one after the other.
+again without one part of the recipe, one after the other. Other seeds give other figures: ask for several before a
+difference is believed.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ import numpy as np
 
 from serving.command_line import run
 from serving.errors import OperatorError
-from tests.bench.real_sets import decode, find, rows_of, simulate
+from tests.bench.real_sets import AVERAGED, EPOCHS, decode, find, recipe, rows_of, simulate
 from training import cross_validation, metrics
 from training.cross_validation import Choice, Judged
 from training.dataset import Images, Row
@@ -57,9 +58,10 @@ def recipes(settings: TrainSettings, rooms: int, networks: Sequence[Path] = ()) 
         "simulated rooms alone": Recipe(settings, rooms, real=False),
         "half of the simulated rooms": Recipe(settings, rooms // 2),
         "as many simulated images as real ones": Recipe(change(settings, simulated_per_real=1.0), rooms),
-        "without weights of ImageNet": Recipe(change(settings, weights="none", finetune="all"), rooms),
-        "the last layer alone": Recipe(change(settings, finetune="head"), rooms),
+        "without weights of ImageNet": Recipe(change(settings, weights="none", finetune="all", averaged=1), rooms),
+        "the last layer alone": Recipe(change(settings, finetune="head", averaged=1), rooms),
         "every layer": Recipe(change(settings, finetune="all"), rooms),
+        "one fine-tuning of all the epochs": Recipe(change(settings, averaged=1), rooms),
         "without the mean with the start": Recipe(change(settings, start_share=0.0), rooms),
         "without any variation": Recipe(change(settings, augment=()), rooms),
     }
@@ -150,10 +152,9 @@ def _measured(judged: Judged, own: np.ndarray, chosen: Dict[str, Choice]) -> Dic
 )
 @click.option("--rooms", default=400, help="Simulated rooms that are learned from.")
 @click.option("--images", default=20, help="Simulated images of each room.")
-@click.option("--resolution", default=112, help="112 or 224.")
-@click.option("--epochs", default=8)
-@click.option("--learning-rate", default=0.0005)
-@click.option("--seed", default=1)
+@click.option("--epochs", default=EPOCHS, help="Of all fine-tunings together.")
+@click.option("--averaged", default=AVERAGED, help="Fine-tunings whose weights are averaged.")
+@click.option("--seed", "seeds", default=(1,), multiple=True, help="Again for another: every row once more.")
 @click.option("--recall", default=0.9, help="Blocked recall that is asked for where a threshold is chosen.")
 @click.option("--miss-cost", default=2.0, help="False stops that one missed obstacle is worth.")
 @click.option("--only", multiple=True, help="Part of a row's name: only such rows.")
@@ -164,10 +165,9 @@ def command(
     networks: Tuple[Path, ...],
     rooms: int,
     images: int,
-    resolution: int,
     epochs: int,
-    learning_rate: float,
-    seed: int,
+    averaged: int,
+    seeds: Tuple[int, ...],
     recall: float,
     miss_cost: float,
     only: Tuple[str, ...],
@@ -177,42 +177,31 @@ def command(
 
     DATA holds a folder for each set, called SOURCE_anything, with blocked/ and free/ in it. Each row is a training for
     each source: with three sources some minutes, so that the whole table takes two hours; interrupted, it goes on with
-    the row it was at, and asked for another threshold it trains nothing again. Exits with 1 if the whole recipe misses
-    a balanced accuracy of 0.85 or a recall of 0.90, as means over the sets.
+    the row it was at, and asked for another threshold it trains nothing again. Exits with 1 if the whole recipe misses,
+    with any seed, a balanced accuracy of 0.85 or a recall of 0.90, as means over the sets.
 
-    Example: python -m tests.bench.ablation --data ../jetbot --weights mobilenet_v2.pth --only whole
+    Example: python -m tests.bench.ablation --data ../jetbot --weights mobilenet_v2.pth --only whole --seed 1 --seed 2
     """
     from rich.console import Console
 
-    from training.model import backbone_of
-
     console = Console()
-    settings = TrainSettings(
-        backbone=backbone_of(weights),
-        weights=str(weights),
-        finetune="blocks",
-        resolution=resolution,  # type: ignore[arg-type]
-        epochs=epochs,
-        learning_rate=learning_rate,
-        seed=seed,
-    )
+    named = recipes(recipe(weights, epochs, averaged), rooms, networks)
     wanted = {
-        name: recipe
-        for name, recipe in recipes(settings, rooms, networks).items()
+        f"{name}, seed {seed}": one._replace(settings=msgspec.structs.replace(one.settings, seed=seed))
+        for name, one in named.items()
+        for seed in seeds
         if not only or any(part in name for part in only)
     }
     if not wanted:
-        raise OperatorError(
-            f"no row's name has one of {', '.join(only)} in it: {', '.join(recipes(settings, rooms, networks))}"
-        )
-    corpus = gather(data, max(recipe.rooms for recipe in wanted.values()), images, console)
+        raise OperatorError(f"no row's name has one of {', '.join(only)} in it: {', '.join(named)}")
+    corpus = gather(data, max(one.rooms for one in wanted.values()), images, console)
     done: Dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {}
-    for name, recipe in wanted.items():
-        key = _key(recipe, corpus)
+    for name, one in wanted.items():
+        key = _key(one, corpus)
         if done.get(name, {}).get("key") != key:
             console.print(f"[bold]{name}")
             began = time.monotonic()
-            judged = leave_out(recipe, corpus)
+            judged = leave_out(one, corpus)
             answers = {row.image: logits for row, logits in zip(judged.rows, judged.logits.tolist(), strict=True)}
             done[name] = {"key": key, "seconds": round(time.monotonic() - began, 1), "answers": answers}
         done[name].update(report(_judged(corpus, done[name]["answers"]), recall, miss_cost))
@@ -221,8 +210,8 @@ def command(
         console.print(f"{name}: {_line(done[name]['sets'][MEAN])}; {done[name]['seconds']:.0f} s")
     _show(console, {name: done[name] for name in wanted})
     console.print(f"figures in {out}")
-    whole = done.get(WHOLE, {}).get("sets", {}).get(MEAN)
-    if whole and (whole["balanced_accuracy"] < BALANCED_ACCURACY or whole["blocked_recall"] < BLOCKED_RECALL):
+    whole = [done[name]["sets"][MEAN] for name in wanted if name.startswith(WHOLE)]
+    if any(one["balanced_accuracy"] < BALANCED_ACCURACY or one["blocked_recall"] < BLOCKED_RECALL for one in whole):
         raise SystemExit(1)
 
 

@@ -11,8 +11,11 @@ import numpy as np
 from serving.contracts.sessions import LABELS
 from serving.errors import OperatorError
 from training.dataset import Row
+from training.settings import TrainSettings
 
 SAFETY_DISTANCE_M = 0.35  # of simulated images: params.yaml's
+AVERAGED = 4  # fine-tunings of the recipe
+EPOCHS = 8  # of all of them together
 
 
 class Picture(NamedTuple):
@@ -20,6 +23,21 @@ class Picture(NamedTuple):
     label: int
     source: str
     set: str
+
+
+def recipe(weights: Path, epochs: int = EPOCHS, averaged: int = AVERAGED) -> TrainSettings:
+    """What docs/training.md recommends for real images and pretrained weights; the backbone is that of the weights."""
+    from training.model import backbone_of
+
+    return TrainSettings(
+        backbone=backbone_of(weights),
+        weights=str(weights),
+        finetune="blocks",
+        averaged=averaged,
+        resolution=112,
+        epochs=epochs,
+        learning_rate=0.0005,
+    )
 
 
 def find(data: Path) -> List[Picture]:

@@ -20,6 +20,7 @@ import numpy as np
 from serving.command_line import run
 from serving.contracts.sessions import LABELS
 from serving.errors import OperatorError
+from tests.bench import real_sets
 from tests.bench.real_sets import Picture, decode, find
 from training import metrics
 from training.machine import cores
@@ -45,10 +46,18 @@ class Result(NamedTuple):
 @click.option("--unseen", help="Source that is left out.  [default: the first]")
 @click.option("--repeats", default=3, help="Of each recipe, in turns; medians are told.")
 @click.option("--notebook-epochs", default=30, help="As in the notebook; fewer only to try this command.")
-@click.option("--epochs", default=8, help="Of our recipe.")
+@click.option("--epochs", default=real_sets.EPOCHS, help="Of our recipe: of all its fine-tunings together.")
+@click.option("--averaged", default=real_sets.AVERAGED, help="Fine-tunings of our recipe, whose weights are averaged.")
 @click.option("--out", type=click.Path(path_type=Path), default=OUT, help="The figures, as JSON.")
 def command(
-    data: Path, weights: Path, unseen: "str | None", repeats: int, notebook_epochs: int, epochs: int, out: Path
+    data: Path,
+    weights: Path,
+    unseen: "str | None",
+    repeats: int,
+    notebook_epochs: int,
+    epochs: int,
+    averaged: int,
+    out: Path,
 ) -> None:
     """Train by the notebook's recipe and by ours on the same images, and judge both on a source left out.
 
@@ -61,8 +70,6 @@ def command(
     import msgspec
     from rich.console import Console
 
-    from training.model import backbone_of
-
     console = Console()
     pictures = find(data)
     sources = sorted({picture.source for picture in pictures})
@@ -71,15 +78,8 @@ def command(
         raise OperatorError(f"{data} has the sources {', '.join(sources)}; two are needed, and --unseen names one")
     learned = [picture for picture in pictures if picture.source != left_out]
     judged = [picture for picture in pictures if picture.source == left_out]
-    settings = TrainSettings(
-        backbone=backbone_of(weights),
-        weights=str(weights),
-        finetune="blocks",
-        resolution=112,
-        epochs=epochs,
-        learning_rate=0.0005,
-    )
-    head = msgspec.structs.replace(settings, resolution=224, finetune="head")
+    settings = real_sets.recipe(weights, epochs, averaged)
+    head = msgspec.structs.replace(settings, resolution=224, finetune="head", averaged=1)
     recipes: Dict[str, Callable[[int], Result]] = {
         "ours, blocks": lambda seed: ours(learned, judged, settings, seed),
         "ours, last layer": lambda seed: ours(learned, judged, head, seed),
