@@ -63,7 +63,7 @@ def command(
 
     DATA holds a folder for each set, called SOURCE_anything, with blocked/ and free/ in it. Writes
     build/bench/train.json and exits with 1 if neither of ours (`blocks` at 112 pixels, the last layer at 224) is ten
-    times as quick and as accurate. Let nothing else run meanwhile; the notebook's recipe takes ten minutes each time.
+    times as quick and as accurate. Let nothing else run meanwhile; the notebook's recipe takes 15 to 27 minutes a time.
 
     Example: python -m tests.bench.train --data ../jetbot --weights mobilenet_v2.pth --repeats 1
     """
