@@ -4,6 +4,8 @@ SQLite gets what durability needs; PostgreSQL is taken as it is.
 """
 
 import enum
+import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from serving.errors import OperatorError
+
+SQLITE_TIMEOUT_S = 5.0  # for another process's transaction to end
 
 
 class Lock(enum.IntEnum):
@@ -77,14 +81,14 @@ def _sqlite_engine(url: sa.URL, *, create: bool) -> sa.Engine:
             raise OperatorError(f"{path.parent} cannot be made ({problem.strerror}); give another --store") from None
     elif not path.exists():
         raise OperatorError(f"there is no store {path} yet; `jetloop collector --store sqlite:///{path}` makes it")
-    engine = sa.create_engine(url.set(database=str(path)), connect_args={"timeout": 5.0})
+    engine = sa.create_engine(url.set(database=str(path)), connect_args={"timeout": SQLITE_TIMEOUT_S})
 
     @sa.event.listens_for(engine, "connect")
     def prepare(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # transactions begin below, not where the driver thinks
         cursor = connection.cursor()
         if create:
-            cursor.execute("PRAGMA journal_mode=WAL")  # readers do not stop the writer
+            _write_ahead(cursor)
             cursor.execute("PRAGMA synchronous=FULL")
         else:
             cursor.execute("PRAGMA query_only=ON")
@@ -95,3 +99,24 @@ def _sqlite_engine(url: sa.URL, *, create: bool) -> sa.Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if create else "BEGIN")
 
     return engine
+
+
+def _write_ahead(cursor: sqlite3.Cursor) -> None:
+    """Turns SQLite's write-ahead log on: readers then do not stop the writer. The file stays in that mode.
+
+    SQLite does not wait for a lock in this one statement, however long the connection's timeout is
+    (https://www.sqlite.org/c3ref/busy_handler.html: no waiting where it could be for each other), so the waiting is
+    here: several that open a new store at once would else fail.
+
+    Raises:
+        sqlite3.OperationalError: another kept it locked for the whole of `SQLITE_TIMEOUT_S`, or it cannot be written.
+    """
+    deadline = time.monotonic() + SQLITE_TIMEOUT_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as problem:
+            if problem.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)

@@ -1,8 +1,11 @@
 """How a store's tables come to be: made, brought up to date, refused."""
 
+import contextlib
 import datetime
+import sqlite3
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,6 +126,29 @@ def test_several_start_at_once(url: str, before: str) -> None:
         assert connection.execute(sa.select(sa.func.count()).select_from(tables.store)).scalar() == 1
     for store in stores:
         store.close()
+
+
+@pytest.mark.parametrize("held_s", [0.5, 60.0])
+def test_a_new_file_that_another_holds_is_waited_for(
+    held_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite itself does not wait when it switches a file to its write-ahead log; and not for ever either."""
+    monkeypatch.setattr("telemetry.databases.SQLITE_TIMEOUT_S", 5.0 if held_s < 5 else 0.5)
+    other = sqlite3.connect(tmp_path / "events.db", isolation_level=None, check_same_thread=False)
+    other.execute("CREATE TABLE held (x)")
+    other.execute("BEGIN IMMEDIATE")
+    with contextlib.closing(other):
+        let_go = threading.Timer(held_s, other.rollback)
+        let_go.start()
+        try:
+            if held_s < 5:
+                open_store(f"sqlite:///{tmp_path}/events.db").close()
+            else:
+                with pytest.raises(OperatorError, match="locked"):
+                    open_store(f"sqlite:///{tmp_path}/events.db")
+        finally:
+            let_go.cancel()
+            let_go.join()
 
 
 def test_an_older_jetloop_refuses_a_newer_store(url: str) -> None:
