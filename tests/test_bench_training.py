@@ -50,15 +50,46 @@ def test_every_part_of_the_recipe_has_its_row() -> None:
 def test_both_recipes_are_timed_and_judged(
     data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line for each recipe, judged on the source that none has seen; the speedup is the ratio of the times."""
-    monkeypatch.setattr(train, "NOTEBOOK_VALIDATION", 4)
-    options = ["--data", str(data), "--weights", str(weights), "--unseen", "ben", "--repeats", "1"]
-    options += ["--notebook-epochs", "1", "--epochs", "2", "--averaged", "2", "--out", str(tmp_path / "train.json")]
+    """Each recipe once for each source left out; interrupted, the command goes on; ended, it begins anew."""
+    monkeypatch.setattr(train, "NOTEBOOK_VALIDATION", 2)
+    out = tmp_path / "train.json"
+    options = ["--data", str(data), "--weights", str(weights), "--notebook-epochs", "1", "--epochs", "2"]
+    options += ["--averaged", "2", "--out", str(out)]
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(train, "notebook", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert CliRunner().invoke(train.command, options).exit_code == 1
+    begun = json.loads(out.read_text())["runs"]
+    assert [run["recipe"] for run in begun] == ["ours, blocks", "ours, last layer"]
     done = CliRunner().invoke(train.command, options)
     assert done.exit_code in (0, 1), done.output
-    told = json.loads((tmp_path / "train.json").read_text())
-    assert told["images"] == {"learned": 12, "judged": 6}
-    assert set(told["median"]) == {"ours, blocks", "ours, last layer", "notebook"}
-    for name, result in told["median"].items():
-        assert result["seconds"] > 0
-        assert told["speedup"][name] == pytest.approx(told["median"]["notebook"]["seconds"] / result["seconds"])
+    told = json.loads(out.read_text())
+    assert told["runs"][:2] == begun
+    assert [(run["recipe"], run["unseen"]) for run in told["runs"]] == [
+        (recipe, source) for source in ("anna", "ben") for recipe in ("ours, blocks", "ours, last layer", "notebook")
+    ]
+    of = {name: [run for run in told["runs"] if run["recipe"] == name] for name in told["results"]}
+    for name, result in told["results"].items():
+        assert result["balanced_accuracy"] == pytest.approx(sum(run["balanced_accuracy"] for run in of[name]) / 2)
+        ratios = [theirs["seconds"] / own["seconds"] for theirs, own in zip(of["notebook"], of[name], strict=True)]
+        assert told["speedup"][name] == pytest.approx(sum(ratios) / 2)
+    done = CliRunner().invoke(train.command, [*options, "--unseen", "ben", "--repeats", "2"])
+    again = json.loads(out.read_text())["runs"]
+    assert [(run["unseen"], run["seed"]) for run in again] == [("ben", 1)] * 3 + [("ben", 2)] * 3
+    assert again[:3] == told["runs"][3:]
+    CliRunner().invoke(train.command, [*options, "--unseen", "ben"])
+    anew = json.loads(out.read_text())["runs"]
+    assert len(anew) == 3
+    assert anew[0]["seconds"] != again[0]["seconds"]
+
+
+def test_times_are_medians_and_accuracies_means() -> None:
+    """And each speedup is of two trainings on the same images."""
+    runs = {
+        (name, "anna", seed): train.Result(seconds, 1 / seconds, accuracy, 1.0, 1.0)
+        for name, seconds_of, accuracy in (("ours", (2.0, 1.0, 4.0), 0.9), (train.NOTEBOOK, (20.0, 30.0, 80.0), 0.8))
+        for seed, seconds in enumerate(seconds_of, start=1)
+    }
+    told = train.compared(runs)
+    assert told["speedup"] == {"ours": 20.0, train.NOTEBOOK: 1.0}
+    assert told["results"]["ours"]["seconds"] == 2.0
+    assert told["results"]["ours"]["balanced_accuracy"] == pytest.approx(0.9)

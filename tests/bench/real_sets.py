@@ -15,7 +15,7 @@ from training.settings import TrainSettings
 
 SAFETY_DISTANCE_M = 0.35  # of simulated images: params.yaml's
 AVERAGED = 4  # fine-tunings of the recipe
-EPOCHS = 8  # of all of them together
+EPOCHS = 12  # of all of them together
 
 
 class Picture(NamedTuple):
