@@ -68,7 +68,7 @@ lock: setup  ## constraints.txt anew from pyproject.toml, at the newest versions
 	@LC_ALL=C sort build/constraints.txt > constraints.txt && git --no-pager diff --stat constraints.txt
 
 # Benchmarks: each prints its table and writes build/bench/<name>.json; best on a machine with nothing else to do.
-bench-train: setup  ## the notebook's recipe and ours on DATA=folder of sets, from WEIGHTS=weights.pth: over an hour
+bench-train: setup  ## the notebook's recipe and ours on DATA=folder of sets, from WEIGHTS=weights.pth: 80 minutes
 	@$(BIN)/python -m tests.bench.train --data "$(DATA)" --weights "$(WEIGHTS)"
 
 bench-ablation: setup  ## what each part of the recipe gives on sources not seen; DATA= and WEIGHTS= as above: over two hours
