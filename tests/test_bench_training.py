@@ -63,12 +63,15 @@ def test_both_recipes_are_timed_and_judged(
     done = CliRunner().invoke(train.command, options)
     assert done.exit_code in (0, 1), done.output
     told = json.loads(out.read_text())
+    assert told["images"] == {"anna": 12, "ben": 6}
+    assert set(told["results"]) == {"ours, blocks", "ours, last layer", "notebook"}
     assert told["runs"][:2] == begun
     assert [(run["recipe"], run["unseen"]) for run in told["runs"]] == [
         (recipe, source) for source in ("anna", "ben") for recipe in ("ours, blocks", "ours, last layer", "notebook")
     ]
     of = {name: [run for run in told["runs"] if run["recipe"] == name] for name in told["results"]}
     for name, result in told["results"].items():
+        assert result["seconds"] > 0
         assert result["balanced_accuracy"] == pytest.approx(sum(run["balanced_accuracy"] for run in of[name]) / 2)
         ratios = [theirs["seconds"] / own["seconds"] for theirs, own in zip(of["notebook"], of[name], strict=True)]
         assert told["speedup"][name] == pytest.approx(sum(ratios) / 2)

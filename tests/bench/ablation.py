@@ -18,7 +18,7 @@ import numpy as np
 
 from serving.command_line import run
 from serving.errors import OperatorError
-from tests.bench.real_sets import AVERAGED, EPOCHS, decode, find, recipe, rows_of, simulate
+from tests.bench.real_sets import AVERAGED, EPOCHS, accuracy_line, decode, find, recipe, rows_of, simulate
 from training import cross_validation, metrics
 from training.cross_validation import Choice, Judged
 from training.dataset import Images, Row
@@ -207,7 +207,7 @@ def command(
         done[name].update(report(_judged(corpus, done[name]["answers"]), recall, miss_cost))
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(done) + "\n")
-        console.print(f"{name}: {_line(done[name]['sets'][MEAN])}; {done[name]['seconds']:.0f} s")
+        console.print(f"{name}: {accuracy_line(done[name]['sets'][MEAN])}; {done[name]['seconds']:.0f} s")
     _show(console, {name: done[name] for name in wanted})
     console.print(f"figures in {out}")
     whole = [done[name]["sets"][MEAN] for name in wanted if name.startswith(WHOLE)]
@@ -240,13 +240,6 @@ def _key(recipe: Recipe, corpus: Corpus) -> str:
     some = corpus.pixels[:: max(1, len(corpus.rows) // 100)]
     about = repr((recipe, corpus.images_per_room, len(corpus.rows)))
     return hashlib.sha256(about.encode() + some.tobytes()).hexdigest()
-
-
-def _line(mean: Dict[str, float]) -> str:
-    return (
-        f"balanced accuracy {mean['balanced_accuracy']:.3f}, blocked recall {mean['blocked_recall']:.3f}, "
-        f"AUC {mean['roc_auc']:.3f}"
-    )
 
 
 def _show(console: Any, found: Dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ A folder of sets holds one folder a set, called SOURCE_anything, with blocked/ a
 """
 
 from pathlib import Path
-from typing import Callable, List, NamedTuple, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
@@ -96,3 +96,11 @@ def simulate(rooms: int, images: int, progress: Callable[[int], None] = lambda _
             rows.append(Row(f"{name}/{label}/{len(rows)}.jpg", label, name, "arena", str(len(rows)), "train", True))
         progress(seed)
     return rows, pixels
+
+
+def accuracy_line(figures: Dict[str, float]) -> str:
+    """What a benchmark tells of a training as it goes."""
+    return (
+        f"balanced accuracy {figures['balanced_accuracy']:.3f}, blocked recall {figures['blocked_recall']:.3f}, "
+        f"AUC {figures['roc_auc']:.3f}"
+    )

@@ -21,7 +21,7 @@ from serving.command_line import run
 from serving.contracts.sessions import LABELS
 from serving.errors import OperatorError
 from tests.bench import real_sets
-from tests.bench.real_sets import Picture, decode, find
+from tests.bench.real_sets import Picture, accuracy_line, decode, find
 from training import metrics
 from training.machine import cores
 from training.settings import TrainSettings
@@ -110,11 +110,13 @@ def command(
                 learned = [picture for picture in pictures if picture.source != source]
                 judged = [picture for picture in pictures if picture.source == source]
                 runs[name, source, seed] = recipes[name](learned, judged, seed)
-            kept = [{"recipe": run[0], "unseen": run[1], "seed": run[2], **runs[run]._asdict()} for run in runs]
-            out.write_text(json.dumps({**about, "runs": kept}, indent=2) + "\n")
-        console.print(f"{name}, without {source}, seed {seed}: {_line(runs[name, source, seed])}")
+            _write(out, about, runs, {})
+        result = runs[name, source, seed]
+        console.print(
+            f"{name}, without {source}, seed {seed}: {result.seconds:.1f} s, {accuracy_line(result._asdict())}"
+        )
     told = compared(runs)
-    out.write_text(json.dumps({**json.loads(out.read_text()), **told}, indent=2) + "\n")
+    _write(out, about, runs, told)
     _show(console, f"{settings.backbone}, judged on sources that training has not seen", told)
     console.print(f"figures in {out}")
     accuracy = {name: result["balanced_accuracy"] for name, result in told["results"].items()}
@@ -136,6 +138,14 @@ def _begun(out: Path, about: Dict[str, Any], wanted: List[Training]) -> Dict[Tra
     same = all(found.get(key) == value for key, value in about.items())
     runs = {training: kept[training] for training in wanted if training in kept}
     return runs if same and len(runs) < len(wanted) else {}
+
+
+def _write(out: Path, about: Dict[str, Any], runs: Dict[Training, Result], told: Dict[str, Any]) -> None:
+    kept = [
+        {"recipe": name, "unseen": source, "seed": seed, **result._asdict()}
+        for (name, source, seed), result in runs.items()
+    ]
+    out.write_text(json.dumps({**about, "runs": kept, **told}, indent=2) + "\n")
 
 
 def compared(runs: Dict[Training, Result]) -> Dict[str, Dict[str, Any]]:
@@ -251,13 +261,6 @@ def _result(seconds: float, passes: int, logits: np.ndarray, judged: List[Pictur
     labels = np.array([picture.label for picture in judged])
     found = metrics.measure(labels, metrics.probabilities(logits), 0.5)
     return Result(seconds, passes / seconds, found["balanced_accuracy"], found["blocked_recall"], found["roc_auc"])
-
-
-def _line(result: Result) -> str:
-    return (
-        f"{result.seconds:.1f} s, balanced accuracy {result.balanced_accuracy:.3f}, "
-        f"blocked recall {result.blocked_recall:.3f}, AUC {result.roc_auc:.3f}"
-    )
 
 
 def _show(console: Any, title: str, told: Dict[str, Dict[str, Any]]) -> None:
