@@ -256,19 +256,24 @@ def _show(console: Any, found: Dict[str, Any]) -> None:
     from rich.table import Table
 
     sets = [name for name in next(iter(found.values()))["sets"] if name != MEAN]
-    table = Table(title="sources not seen: balanced accuracy / blocked recall; by set also the area under the ROC")
-    for column in ("", "mean of sets", "(at 0.5)", "mean of sources", "AUC", *(name[:14] for name in sets)):
-        table.add_column(column, justify="right" if column else "left")
+    table = Table(title="sources not seen: balanced accuracy / blocked recall, area under the ROC")
+    table.add_column("")
+    for column in ("mean of sets", "the same at 0.5", "mean of sources", "AUC"):
+        table.add_column(column, justify="right", no_wrap=True)
+    numbered = "\n".join(f"{number} {one}" for number, one in enumerate(sets, 1))
+    by_set = Table(title="area under the ROC of each set", caption=numbered, caption_justify="left")
+    by_set.add_column("")
+    for number in range(1, len(sets) + 1):
+        by_set.add_column(str(number), justify="right", no_wrap=True)
     for name, row in found.items():
-        by_set, by_source = row["sets"][MEAN], row["sources"][MEAN]
-        means = (_pair(by_set), _pair(by_set, "_at_half"), _pair(by_source), f"{by_set['roc_auc']:.3f}")
-        each = (f"{_pair(row['sets'][one], digits=2)} {row['sets'][one]['roc_auc']:.2f}" for one in sets)
-        table.add_row(name, *means, *each)
-    console.print(table)
+        mean = row["sets"][MEAN]
+        table.add_row(name, _pair(mean), _pair(mean, "_at_half"), _pair(row["sources"][MEAN]), f"{mean['roc_auc']:.3f}")
+        by_set.add_row(name, *(f"{row['sets'][one]['roc_auc']:.3f}" for one in sets))
+    console.print(table, by_set)
 
 
-def _pair(figures: Dict[str, float], kind: str = "", digits: int = 3) -> str:
-    return f"{figures['balanced_accuracy' + kind]:.{digits}f} / {figures['blocked_recall' + kind]:.{digits}f}"
+def _pair(figures: Dict[str, float], kind: str = "") -> str:
+    return f"{figures['balanced_accuracy' + kind]:.3f} / {figures['blocked_recall' + kind]:.3f}"
 
 
 if __name__ == "__main__":

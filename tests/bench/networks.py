@@ -71,20 +71,19 @@ def measure(backbone: str, resolution: int, rounds: int) -> "dict[str, Any]":
 
 
 def _show(console: Any, rows: "list[dict[str, Any]]") -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title="one CPU thread, fp32 and int8 in turns")
+    table = Table(title="one CPU thread, fp32 and int8 in turns; ms: p50 / p99", box=SIMPLE_HEAD)
     table.add_column("network", no_wrap=True)
     table.add_column("side")
-    table.add_column("million weights", justify="right")
-    for precision in ("fp32", "int8"):
-        for what in ("MB", "p50 ms", "p99 ms"):
-            table.add_column(f"{precision} {what}", justify="right")
+    for column in ("M params", "fp32 MB", "fp32 ms", "int8 MB", "int8 ms"):
+        table.add_column(column, justify="right", no_wrap=column.endswith("ms"))
     for row in rows:
         cells = [row["backbone"], str(row["resolution"]), f"{row['parameters'] / 1e6:.2f}"]
         for precision in ("fp32", "int8"):
             found = row[precision]
-            cells += [f"{found['onnx_bytes'] / 1e6:.1f}", f"{found['p50_ms']:.2f}", f"{found['p99_ms']:.2f}"]
+            cells += [f"{found['onnx_bytes'] / 1e6:.1f}", f"{found['p50_ms']:.1f} / {found['p99_ms']:.1f}"]
         table.add_row(*cells)
     console.print(table)
 
