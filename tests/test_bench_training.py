@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from tests.bench import ablation, train
 from tests.bench_sets import data, weights  # noqa: F401
+from training.settings import AUGMENTATIONS
 
 
 def test_the_ablation_judges_every_set_and_keeps_its_answers(
@@ -46,9 +47,10 @@ def test_every_part_of_the_recipe_has_its_row() -> None:
     settings = train.TrainSettings(backbone="mobilenet_v2", weights="some.pth", finetune="blocks", averaged=2)
     rows = ablation.recipes(settings, 10)
     assert len(set(rows.values())) == len(rows)
-    for kind in ablation.AUGMENTATIONS:
-        left = rows[f"without the variation `{kind}`"].settings.augment
-        assert set(ablation.AUGMENTATIONS) - set(left) == {kind}
+    for kinds in ablation.VARIATIONS:
+        left = rows[f"without the variations {', '.join(kinds)}"].settings.augment
+        assert set(settings.augment) - set(left) == set(kinds)
+    assert sorted(kind for kinds in ablation.VARIATIONS for kind in kinds) == sorted(AUGMENTATIONS)
 
 
 def test_both_recipes_are_timed_and_judged(

@@ -95,6 +95,14 @@ def test_the_threshold_is_what_a_miss_costs() -> None:
     assert [cv.choose(found, 0.9, cost).threshold for cost in (1, 2, 4)] == pytest.approx([1 / 2, 1 / 3, 1 / 5])
 
 
+def test_the_temperature_makes_the_network_less_sure_and_never_surer() -> None:
+    """Where all answers are right it stays as sure as it is; where some are wrong it is told to be less so."""
+    assert cv.choose(judged(lab=0.0, home=0.0), 0.9, 1).temperature == 1.0
+    wrong = judged(lab=0.0, home=0.0)
+    wrong = wrong._replace(labels=np.where(np.arange(40) % 5 == 0, 1 - wrong.labels, wrong.labels))
+    assert cv.choose(wrong, 0.9, 1).temperature > 1.1
+
+
 def test_it_is_lowered_where_the_sources_agree_that_it_misses() -> None:
     """Sources that are all alike speak against it."""
     missed = cv.choose(judged(lab=-3.0, home=-3.0, hall=-3.0), 0.9, 1)

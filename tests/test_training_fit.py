@@ -86,6 +86,24 @@ def test_simulated_images_alone_are_all_drawn() -> None:
     assert sorted(torch.cat(list(draw.epoch())).tolist()) == list(range(12))
 
 
+@pytest.mark.parametrize(
+    ("simulated", "most", "real_kept", "simulated_kept"),
+    [(40, 50, 10, 40), (40, 15, 5, 10), (40, 45, 10, 35), (0, 4, 4, 0), (50, 8, 8, 0)],
+)
+def test_the_last_layer_is_solved_on_all_or_on_a_fair_sample(
+    simulated: int, most: int, real_kept: int, simulated_kept: int
+) -> None:
+    """Of more than it takes, real and simulated images are as many as in an epoch; none comes twice."""
+    rows = [Row(f"{i}.jpg", "free", "s", "me", "0", "train", simulated=i >= 50 - simulated) for i in range(50)]
+    rows = rows[: 10 if not simulated else 50]
+    draw = _Draw(Images(rows, np.empty(0), np.zeros(len(rows), dtype=np.int64)), settings(simulated_per_real=2.0))
+    some = draw.sample(most).tolist()
+    assert some == sorted(set(some))
+    assert len(some) == real_kept + simulated_kept
+    if 0 < simulated < 50:
+        assert sum(number < 10 for number in some) == real_kept
+
+
 def test_a_loss_that_is_no_number_ends_the_training() -> None:
     """The message names the learning rate; there is no network to write."""
     network = Network("mobilenet_v3_small", 112)

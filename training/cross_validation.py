@@ -5,7 +5,7 @@ from in every fold and judged in none. The threshold that a source is judged wit
 by a network that had not seen it.
 """
 
-from typing import Callable, Dict, List, NamedTuple, Sequence
+from typing import Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
@@ -82,30 +82,40 @@ def choose(judged: Judged, min_blocked_recall: float, miss_cost: float) -> Choic
     speak against it: the blocked recall there is below what is asked even at the upper end of what the sources, as a
     sample of those to come, leave possible. Every source counts the same, however many images it has.
 
+    The temperature may make the network less sure and never surer: how well it does on a few sources is no reason to
+    believe it more than it does itself in the next one (docs/training.md has the cross entropy there with both).
+
     Args:
         judged: answers.
         min_blocked_recall: 0..1.
         miss_cost: false stops that one missed obstacle is worth.
     """
-    weights = _equal_weights([row.source for row in judged.rows], judged.labels)
-    temperature = metrics.best_temperature(judged.labels, judged.logits, weights)
+    temperature = max(1.0, fitted_temperature(judged))
     p_blocked = metrics.probabilities(judged.logits, temperature)
     threshold = 1.0 / (1.0 + miss_cost)
     if _highest_recall(judged, p_blocked, threshold) >= min_blocked_recall:
         return Choice(temperature, threshold, True)
+    weights = _equal_weights(judged)
     threshold, reached = metrics.choose_threshold(judged.labels, p_blocked, min_blocked_recall, weights)
     return Choice(temperature, threshold, reached)
 
 
+def fitted_temperature(judged: Judged) -> float:
+    """The temperature that fits these answers best, every class of every source counting the same."""
+    return metrics.best_temperature(judged.labels, judged.logits, _equal_weights(judged))
+
+
 def choices(judged: Judged, min_blocked_recall: float, miss_cost: float) -> Dict[str, Choice]:
     """For each source, what the others would have chosen."""
+    return {source: choose(others, min_blocked_recall, miss_cost) for source, others in without_each(judged)}
+
+
+def without_each(judged: Judged) -> Iterator[Tuple[str, Judged]]:
+    """Each source, and the answers about the others."""
     source_of = np.array([row.source for row in judged.rows])
-    found = {}
-    for source in sorted(set(source_of)):
+    for source in np.unique(source_of):
         kept = np.flatnonzero(source_of != source)
-        others = Judged([judged.rows[index] for index in kept], judged.labels[kept], judged.logits[kept])
-        found[str(source)] = choose(others, min_blocked_recall, miss_cost)
-    return found
+        yield str(source), Judged([judged.rows[index] for index in kept], judged.labels[kept], judged.logits[kept])
 
 
 def _highest_recall(judged: Judged, p_blocked: np.ndarray, threshold: float) -> float:
@@ -129,9 +139,10 @@ def _highest_recall(judged: Judged, p_blocked: np.ndarray, threshold: float) -> 
     return max(of_views["blocked_recall_high"], min(1.0, of_sources))
 
 
-def _equal_weights(source_of: Sequence[str], labels: np.ndarray) -> np.ndarray:
+def _equal_weights(judged: Judged) -> np.ndarray:
     """(N,) so that every class of every source weighs the same; the mean is 1."""
-    keys = np.char.add(np.asarray(source_of, dtype=str), np.where(labels == metrics.BLOCKED, "/blocked", "/free"))
+    source_of = np.array([row.source for row in judged.rows], dtype=str)
+    keys = np.char.add(source_of, np.where(judged.labels == metrics.BLOCKED, "/blocked", "/free"))
     _, index, counts = np.unique(keys, return_inverse=True, return_counts=True)
     weights = 1.0 / counts[index]
     return np.asarray(weights * len(weights) / weights.sum())

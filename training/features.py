@@ -22,7 +22,7 @@ from training import distributed
 from training.inference import BATCH, infer
 from training.machine import cores, in_order
 from training.model import Network
-from training.pack_file import Pixels
+from training.pack_file import Chosen, Pixels
 
 KEPT = 4  # files, of the networks used last
 DIGEST_BYTES = 16
@@ -70,23 +70,10 @@ class Features:
         if len(missing):
             # Whole batches: in a smaller one the last digits may be others, and would depend on what was known before.
             padded = np.pad(missing, (0, -len(missing) % BATCH), mode="edge")
-            found = infer(self._network, _Chosen(pixels, padded), what, mirror)  # type: ignore[arg-type]
+            found = infer(self._network, Chosen(pixels, padded), what, mirror)
             self._known.update(zip((digests[n] for n in missing), found))  # noqa: B905 (Python 3.8)
             self._grown = True
         return np.stack([self._known[digest] for digest in digests])
-
-
-class _Chosen:
-    """Some of the images, which are read when they are asked for."""
-
-    def __init__(self, pixels: Pixels, numbers: np.ndarray) -> None:
-        self._pixels, self._numbers = pixels, numbers
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def __getitem__(self, some: slice) -> np.ndarray:
-        return np.asarray(self._pixels[self._numbers[some]])
 
 
 def _about(network: Network) -> str:

@@ -29,12 +29,15 @@ from training.features import Features
 from training.inference import infer
 from training.machine import one_thread_per_operation
 from training.model import Network, keep_first_layers, last_layer, replace_layer
+from training.pack_file import Chosen
 from training.progress import track
 from training.replicas import Loss, Replicas
 from training.settings import TrainSettings
 from training.weighting import image_weights, is_simulated
 
-HEAD_FIRST_IMAGES = 4_000  # at most, that the last layer is solved on before the others learn: a fraction of an epoch
+# At most, that the last layer is solved on before the others learn. Which simulated images they are moves how often the
+# network then says `blocked` in a room not seen: with all of them that is no matter of luck.
+HEAD_FIRST_IMAGES = 10_000
 HEAD_FIRST_EPOCHS = 3  # of linear_head.STEPS each; more change nothing
 WEIGHT_DECAY = 0.02
 LABEL_SMOOTHING = 0.05  # labels at the edge of the safety distance are doubtful; and it keeps the logits moderate
@@ -147,10 +150,10 @@ def _fit_layers(
 
 
 def _fit_head_first(network: Network, settings: TrainSettings, training: Images, cache: Optional[Path]) -> None:
-    """Solves the last layer on what an epoch would draw."""
-    some = torch.cat(list(_Draw(training, settings).epoch()))[:HEAD_FIRST_IMAGES].sort().values.numpy()
+    """Solves the last layer, on all images unless there are very many."""
+    some = _Draw(training, settings).sample(HEAD_FIRST_IMAGES).numpy()
     rows = [training.rows[index] for index in some] if training.rows else []
-    images = Images(rows, training.pixels[some], training.labels[some])
+    images = Images(rows, Chosen(training.pixels, some), training.labels[some])
     device = network.scale.device
     quickly = msgspec.structs.replace(settings, finetune="head", averaged=1, epochs=HEAD_FIRST_EPOCHS)
     _fit_head(network, quickly, images, None, lambda _: None, cache)
@@ -225,6 +228,15 @@ class _Draw:
         self._simulated_count = _simulated_drawn(settings, len(self._real), len(self._simulated))
         self._count = len(self._real) + self._simulated_count
         self.steps_per_epoch = len(self._starts())
+
+    def sample(self, most: int) -> torch.Tensor:
+        """At most `most` indices, in their order: all, or of real and simulated ones as many as an epoch has."""
+        real_count = len(self._real)
+        if real_count + len(self._simulated) > most:
+            real_count = min(real_count, round(most * real_count / self._count))
+        kinds = (self._real, real_count), (self._simulated, most - real_count)
+        some = [kind[torch.randperm(len(kind), generator=self.generator)[:count]] for kind, count in kinds]
+        return torch.cat(some).sort().values
 
     def _starts(self) -> range:
         """A rest too small for a step is left for the next epoch's shuffle."""

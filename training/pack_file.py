@@ -71,7 +71,20 @@ class PackedPixels:
         return self[:] if dtype is None else self[:].astype(dtype)
 
 
-Pixels = Union[np.ndarray, PackedPixels]
+class Chosen:
+    """Some of the images, which are read when they are asked for; no more of an array than that."""
+
+    def __init__(self, pixels: "Pixels", numbers: np.ndarray) -> None:
+        self._pixels, self._numbers = pixels, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, some: Union[int, slice, np.ndarray]) -> np.ndarray:
+        return np.asarray(self._pixels[self._numbers[some]])
+
+
+Pixels = Union[np.ndarray, PackedPixels, Chosen]
 
 
 class PackFile:
