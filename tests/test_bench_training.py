@@ -15,6 +15,7 @@ def test_the_ablation_judges_every_set_and_keeps_its_answers(
     data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each row has every set and source; asked for another threshold, the command trains nothing again."""
+    monkeypatch.chdir(tmp_path)  # where build/cache is
     options = ["--data", str(data), "--weights", str(weights), "--rooms", "2", "--images", "4", "--epochs", "2"]
     options += ["--averaged", "2", "--seed", "1", "--seed", "3", "--network", str(weights)]
     options += ["--only", "whole", "--only", "alone", "--only", "network"]

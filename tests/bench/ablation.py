@@ -85,6 +85,7 @@ def leave_out(recipe: Recipe, corpus: Corpus) -> Judged:
     from training.inference import infer
     from training.machine import seed_everything
     from training.model import Network, load_weights
+    from training.pack import CACHE
 
     place = {row.image: index for index, row in enumerate(corpus.rows)}
     learned = [row for row in corpus.rows if not row.simulated]
@@ -101,7 +102,7 @@ def leave_out(recipe: Recipe, corpus: Corpus) -> Judged:
             network = Network(recipe.settings.backbone, recipe.settings.resolution)
             load_weights(network, recipe.settings.weights)
             images = Images(rows, corpus.pixels[at], corpus.labels[at])
-            trained[key] = fit(network, recipe.settings, images, None).network
+            trained[key] = fit(network, recipe.settings, images, None, cache=CACHE).network
         return infer(trained[key], corpus.pixels[[place[row.image] for row in judged]])
 
     return cross_validation.leave_out(learned, [[source] for source in cross_validation.sources(learned)], train)
