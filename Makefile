@@ -71,7 +71,7 @@ lock: setup  ## constraints.txt anew from pyproject.toml, at the newest versions
 bench-train: setup  ## the notebook's recipe and ours on DATA=folder of sets, from WEIGHTS=weights.pth: 80 minutes
 	@$(BIN)/python -m tests.bench.train --data "$(DATA)" --weights "$(WEIGHTS)"
 
-bench-ablation: setup  ## what each part of the recipe gives on sources not seen; DATA= and WEIGHTS= as above: five hours
+bench-ablation: setup  ## what each part of the recipe gives on sources not seen; DATA= and WEIGHTS= as above: four hours
 	@$(BIN)/python -m tests.bench.ablation --data "$(DATA)" --weights "$(WEIGHTS)"
 
 bench-robot: setup  ## the robot's loop against one bare inference and the notebook's loop, and 100 swaps while driving

@@ -195,7 +195,7 @@ def command(
     """Measure the recipe on sources it has not seen, whole and without each of its parts.
 
     DATA holds a folder for each set, called SOURCE_anything, with blocked/ and free/ in it. Each row is a training for
-    each source: a quarter of an hour with 837 images of three sources on two cores, five hours for the whole table.
+    each source: a quarter of an hour with 837 images of three sources on two cores, four hours for the whole table.
     Interrupted, it goes on with the row it was at, and asked for another threshold it trains nothing again. Exits with
     1 if the whole recipe misses a balanced accuracy of 0.85 or a blocked recall of 0.90, means of the sets and seeds.
 
