@@ -43,9 +43,10 @@ def test_the_ablation_judges_every_set_and_keeps_its_answers(
     assert told["the whole recipe, seed 3"]["sources"]["ben"]["threshold"] == pytest.approx(1 / 5)
 
 
-def test_every_part_of_the_recipe_has_its_row() -> None:
+@pytest.mark.parametrize("backbone", ["mobilenet_v2", "mobilenet_v3_small"])
+def test_every_part_of_the_recipe_has_its_row(backbone: str) -> None:
     """Each row changes what its name says, and no two are the same recipe."""
-    settings = train.TrainSettings(backbone="mobilenet_v2", weights="some.pth", finetune="blocks", averaged=2)
+    settings = train.TrainSettings(backbone=backbone, weights="some.pth", finetune="blocks", averaged=2)
     rows = ablation.recipes(settings, 10)
     assert len(set(rows.values())) == len(rows)
     for kinds in ablation.VARIATIONS:

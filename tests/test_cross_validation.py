@@ -97,7 +97,8 @@ def test_the_threshold_is_what_a_miss_costs() -> None:
 
 def test_the_temperature_makes_the_network_less_sure_and_never_surer() -> None:
     """Where all answers are right it stays as sure as it is; where some are wrong it is told to be less so."""
-    assert cv.choose(judged(lab=0.0, home=0.0), 0.9, 1).temperature == 1.0
+    right = cv.choose(judged(lab=0.0, home=0.0), 0.9, 1)
+    assert right.temperature == 1.0 > right.fitted_temperature
     wrong = judged(lab=0.0, home=0.0)
     wrong = wrong._replace(labels=np.where(np.arange(40) % 5 == 0, 1 - wrong.labels, wrong.labels))
     assert cv.choose(wrong, 0.9, 1).temperature > 1.1

@@ -5,7 +5,7 @@ from in every fold and judged in none. The threshold that a source is judged wit
 by a network that had not seen it.
 """
 
-from typing import Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Sequence
 
 import numpy as np
 
@@ -28,8 +28,9 @@ class Judged(NamedTuple):
 class Choice(NamedTuple):
     """What turns logits into decisions."""
 
-    temperature: float
+    temperature: float  # at least 1
     threshold: float
+    fitted_temperature: float  # the one that fits best where the choice was made
     reached: bool  # whether the recall asked for was reached, or may have been, where it was chosen
 
 
@@ -90,32 +91,26 @@ def choose(judged: Judged, min_blocked_recall: float, miss_cost: float) -> Choic
         min_blocked_recall: 0..1.
         miss_cost: false stops that one missed obstacle is worth.
     """
-    temperature = max(1.0, fitted_temperature(judged))
+    weights = _equal_weights(judged)
+    fitted = metrics.best_temperature(judged.labels, judged.logits, weights)
+    temperature = max(1.0, fitted)
     p_blocked = metrics.probabilities(judged.logits, temperature)
     threshold = 1.0 / (1.0 + miss_cost)
     if _highest_recall(judged, p_blocked, threshold) >= min_blocked_recall:
-        return Choice(temperature, threshold, True)
-    weights = _equal_weights(judged)
+        return Choice(temperature, threshold, fitted, True)
     threshold, reached = metrics.choose_threshold(judged.labels, p_blocked, min_blocked_recall, weights)
-    return Choice(temperature, threshold, reached)
-
-
-def fitted_temperature(judged: Judged) -> float:
-    """The temperature that fits these answers best, every class of every source counting the same."""
-    return metrics.best_temperature(judged.labels, judged.logits, _equal_weights(judged))
+    return Choice(temperature, threshold, fitted, reached)
 
 
 def choices(judged: Judged, min_blocked_recall: float, miss_cost: float) -> Dict[str, Choice]:
     """For each source, what the others would have chosen."""
-    return {source: choose(others, min_blocked_recall, miss_cost) for source, others in without_each(judged)}
-
-
-def without_each(judged: Judged) -> Iterator[Tuple[str, Judged]]:
-    """Each source, and the answers about the others."""
     source_of = np.array([row.source for row in judged.rows])
-    for source in np.unique(source_of):
+    found = {}
+    for source in sorted(set(source_of)):
         kept = np.flatnonzero(source_of != source)
-        yield str(source), Judged([judged.rows[index] for index in kept], judged.labels[kept], judged.logits[kept])
+        others = Judged([judged.rows[index] for index in kept], judged.labels[kept], judged.logits[kept])
+        found[str(source)] = choose(others, min_blocked_recall, miss_cost)
+    return found
 
 
 def _highest_recall(judged: Judged, p_blocked: np.ndarray, threshold: float) -> float:

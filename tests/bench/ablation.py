@@ -75,7 +75,8 @@ def recipes(settings: TrainSettings, rooms: int, networks: Sequence[Path] = ()) 
     for path in networks:
         backbone = backbone_of(path)
         found[f"network {backbone}"] = Recipe(change(settings, backbone=backbone, weights=str(path)), rooms)  # type: ignore[arg-type]
-    found[f"without weights of ImageNet: {shipped}"] = Recipe(change(scratch, backbone=shipped), rooms)
+    if settings.backbone != shipped:
+        found[f"without weights of ImageNet: {shipped}"] = Recipe(change(scratch, backbone=shipped), rooms)
     return found
 
 
@@ -120,13 +121,10 @@ def report(judged: Judged, recall: float, miss_cost: float) -> Report:
         The metrics by set and by source, each with their mean.
     """
     chosen = cross_validation.choices(judged, recall, miss_cost)
-    fitted = {
-        source: cross_validation.fitted_temperature(rest) for source, rest in cross_validation.without_each(judged)
-    }
     found: Report = {}
     for title, key in (("sets", "session"), ("sources", "source")):
         names = np.array([getattr(row, key) for row in judged.rows])
-        parts = {str(name): _measured(judged, names == name, chosen, fitted) for name in dict.fromkeys(names.tolist())}
+        parts = {str(name): _measured(judged, names == name, chosen) for name in dict.fromkeys(names.tolist())}
         found[title] = {**parts, MEAN: _mean_of(list(parts.values()))}
     return found
 
@@ -136,10 +134,9 @@ def _mean_of(figures: Sequence[Dict[str, float]]) -> Dict[str, float]:
     return {metric: float(np.mean([one[metric] for one in figures])) for metric in figures[0]}
 
 
-def _measured(judged: Judged, own: np.ndarray, chosen: Dict[str, Choice], fitted: Dict[str, float]) -> Dict[str, float]:
+def _measured(judged: Judged, own: np.ndarray, chosen: Dict[str, Choice]) -> Dict[str, float]:
     """Metrics of some images of one source, with its threshold and at one half."""
-    source = judged.rows[int(np.flatnonzero(own)[0])].source
-    choice = chosen[source]
+    choice = chosen[judged.rows[int(np.flatnonzero(own)[0])].source]
     labels, logits = judged.labels[own], judged.logits[own]
 
     def cross_entropy(temperature: float) -> float:
@@ -155,7 +152,7 @@ def _measured(judged: Judged, own: np.ndarray, chosen: Dict[str, Choice], fitted
         "blocked_recall_at_half": plain["blocked_recall"],
         "calibration_error_uncalibrated": plain["calibration_error"],
         "cross_entropy": cross_entropy(choice.temperature),
-        "cross_entropy_fitted": cross_entropy(fitted[source]),  # as sure as fits the other sources best
+        "cross_entropy_fitted": cross_entropy(choice.fitted_temperature),
     }
 
 
