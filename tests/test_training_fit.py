@@ -1,15 +1,19 @@
 """The two ways to train, on images that a network learns in moments."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from serving.errors import RejectedError  # noqa: E402
+from serving.errors import OperatorError, RejectedError  # noqa: E402
 from training import augment, metrics  # noqa: E402
 from training.dataset import Images, Row  # noqa: E402
 from training.fit import Fitted, _Draw, fit  # noqa: E402
 from training.inference import infer  # noqa: E402
+from training.machine import enough_memory  # noqa: E402
 from training.model import BACKBONES, FIRST_LAYERS, Network  # noqa: E402
 from training.settings import TrainSettings  # noqa: E402
 
@@ -111,6 +115,35 @@ def test_a_loss_that_is_no_number_ends_the_training() -> None:
         next(network.parameters()).fill_(float("nan"))
     with pytest.raises(RejectedError, match=r"the loss became nan in epoch 1 at train.learning_rate 0.003; lower it"):
         fit(network, settings(), bright_or_dark(8, 1), bright_or_dark(4, 2))
+
+
+def test_memory_that_runs_out_is_one_line_with_what_to_set() -> None:
+    """A process that may take 400 MB more, and a batch whose layers ask for gigabytes."""
+    program = """
+import resource
+from tests.test_training_fit import bright_or_dark, settings
+from training.fit import fit
+from training.model import Network
+
+training, network = bright_or_dark(256, 1), Network("mobilenet_v2")
+fit(network, settings(epochs=1, resolution=224, batch=2), bright_or_dark(4, 1), None)  # threads and kernels are there
+held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + 400_000_000,) * 2)
+fit(network, settings(resolution=224, batch=256), training, None)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    last_line = ended.stderr.splitlines()[-1]
+    assert last_line.startswith("serving.errors.OperatorError: no memory left at train.batch 256"), ended.stderr
+    assert "lower one" in last_line
+
+
+@pytest.mark.parametrize("told", ["CUDA out of memory. Tried to allocate 2 GiB", "cuDNN: CUDNN_STATUS_ALLOC_FAILED"])
+def test_memory_of_a_gpu_is_told_likewise(told: str) -> None:
+    """What CUDA and its libraries say; another error stays what it is."""
+    with pytest.raises(OperatorError, match="no memory left"), enough_memory(settings()):
+        raise RuntimeError(told)
+    with pytest.raises(RuntimeError, match="shapes"), enough_memory(settings()):
+        raise RuntimeError("shapes do not fit")
 
 
 def test_the_first_layers_stay_as_they_are() -> None:

@@ -27,7 +27,7 @@ from training import augment, distributed, linear_head, metrics, precision
 from training.dataset import Images
 from training.features import Features
 from training.inference import infer
-from training.machine import one_thread_per_operation
+from training.machine import enough_memory, one_thread_per_operation
 from training.model import Network, keep_first_layers, last_layer, replace_layer
 from training.pack_file import Chosen
 from training.progress import track
@@ -84,13 +84,15 @@ def fit(
 
     Raises:
         RejectedError: the loss stopped being a number.
+        OperatorError: there is not enough memory.
     """
     one_thread_per_operation()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.to(device)
-    distributed.broadcast(network)
     way = _fit_head if settings.finetune == "head" else _fit_layers
-    fitted = way(network, settings, training, validation, on_epoch, cache)
+    with enough_memory(settings):
+        network.to(device)
+        distributed.broadcast(network)
+        fitted = way(network, settings, training, validation, on_epoch, cache)
     return Fitted(fitted.network.to("cpu").eval(), fitted.history)
 
 

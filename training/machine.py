@@ -1,13 +1,20 @@
 """How torch uses this machine: cores that seldom wait for each other, and the same numbers every time."""
 
+import contextlib
 import os
 import random
+import re
 from collections import deque
 from concurrent.futures import Executor, Future
 from typing import Callable, Deque, Iterable, Iterator, TypeVar
 
+from serving.errors import OperatorError
+from training.settings import TrainSettings
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+# Of a CPU, of CUDA, and of its libraries, which have no kind of error of their own in every torch from 2.1 on.
+_NO_MEMORY = re.compile("out of memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)
 
 
 def cores() -> int:
@@ -29,6 +36,25 @@ def in_order(pool: Executor, work: Callable[[Item], Result], items: Iterable[Ite
     finally:
         for future in waiting:
             future.cancel()
+
+
+@contextlib.contextmanager
+def enough_memory(settings: TrainSettings) -> Iterator[None]:
+    """Turns what torch and NumPy raise where memory ends into one line.
+
+    Raises:
+        OperatorError: there is not enough, with what to set.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as problem:
+        if not isinstance(problem, MemoryError) and not _NO_MEMORY.search(str(problem)):
+            raise
+        reason = (str(problem).splitlines() or ["MemoryError"])[0][:300]
+        raise OperatorError(
+            f"no memory left at train.batch {settings.batch} and train.resolution {settings.resolution} ({reason}): "
+            "lower one, or end what else holds memory. No model was written"
+        ) from None
 
 
 def one_thread_per_operation() -> None:

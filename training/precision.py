@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional
 
 from training import distributed, pack
-from training.machine import one_thread_per_operation
+from training.machine import enough_memory, one_thread_per_operation
 from training.model import Network, keep_first_layers
 from training.settings import TrainSettings
 
@@ -96,9 +96,14 @@ def _read(path: Path) -> Dict[str, str]:
 
 
 def probe(settings: TrainSettings, device: torch.device) -> float:
-    """How many times as quick a training step is in mixed precision as in float32."""
+    """How many times as quick a training step is in mixed precision as in float32.
+
+    Raises:
+        OperatorError: there is not enough memory for one.
+    """
     one_thread_per_operation()  # as in training
-    with torch.random.fork_rng():  # the training draws its numbers as if nothing had been probed
+    # The training draws its numbers as if nothing had been probed.
+    with torch.random.fork_rng(), enough_memory(settings):
         return _probe(settings, device)
 
 
