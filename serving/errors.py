@@ -14,3 +14,8 @@ class OperatorError(JetloopError):
 
 class RejectedError(JetloopError):
     """The author of what came in must act: a bad image set, a bad release, a malformed event."""
+
+
+def first_line(problem: BaseException) -> str:
+    """What another library's error says, for a line of ours; the error's name where it says nothing."""
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[0]

@@ -15,7 +15,7 @@ import numpy as np
 from serving import preprocess
 from serving.contracts.releases import Decision, ExportReport
 from serving.decide import Action, DriveState, decide
-from serving.errors import OperatorError, RejectedError
+from serving.errors import OperatorError, RejectedError, first_line
 from serving.settings import convert
 from simulator.arena import Arena
 from simulator.room import Pose
@@ -42,7 +42,7 @@ class Network:
         try:
             self._backend = Backend(str(path), 1, preprocess)
         except Exception as problem:  # ONNX Runtime's own exceptions share no other base
-            raise RejectedError(f"{path} cannot drive a robot: {str(problem).splitlines()[0][:200]}") from None
+            raise RejectedError(f"{path} cannot drive a robot: {first_line(problem)[:200]}") from None
         self.decision = decision if decision is not None else read_decision(path)
 
     def logits(self, frame: np.ndarray) -> np.ndarray:

@@ -5,6 +5,8 @@ import time
 
 from confluent_kafka import KafkaError
 
+from serving.errors import first_line
+
 SAID_AGAIN_S = 10.0  # between two log lines of the same error
 
 
@@ -30,4 +32,4 @@ class Complaints:
 def described(problem: Exception) -> str:
     """What Kafka says, in one line."""
     error = problem.args[0] if problem.args else problem
-    return error.str() if isinstance(error, KafkaError) else str(problem).splitlines()[0]
+    return error.str() if isinstance(error, KafkaError) else first_line(problem)

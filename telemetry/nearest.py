@@ -26,7 +26,7 @@ import numpy as np
 
 from serving import preprocess
 from serving.contracts.releases import Lineage
-from serving.errors import OperatorError, RejectedError
+from serving.errors import OperatorError, RejectedError, first_line
 
 FOLDER, FILE = "nearest", "nearest.npz"  # in the run's artifacts
 MODEL = "export/model.onnx"
@@ -202,8 +202,8 @@ def _download(run_id: str, path: str, tracking_uri: str, folder: str) -> Path:
             )
         return Path(client.download_artifacts(run_id, path, folder))
     except (MlflowException, RequestException, OSError) as problem:
-        first = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:300]
-        raise OperatorError(f"MLflow at {tracking_uri} does not give {path} of run {run_id}: {first}") from None
+        said = first_line(problem)[:300]
+        raise OperatorError(f"MLflow at {tracking_uri} does not give {path} of run {run_id}: {said}") from None
 
 
 def get(image: str, sessions: str, lineage: Lineage) -> str:

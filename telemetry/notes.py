@@ -12,7 +12,7 @@ from serving.contracts.events import utc_now, uuid7
 from serving.errors import OperatorError, RejectedError
 from telemetry.databases import make_engine
 from telemetry.store import open_reader
-from telemetry.store_reading import first_line
+from telemetry.store_reading import described
 from telemetry.tables import UtcDateTime
 
 MAX_TEXT = 1000  # characters
@@ -57,7 +57,7 @@ class Notes:
             with self._writer.begin() as connection:
                 connection.execute(notes.insert().values(row))
         except sa.exc.SQLAlchemyError as problem:
-            raise OperatorError(f"the note was not kept, the store does not take it: {first_line(problem)}") from None
+            raise OperatorError(f"the note was not kept, the store does not take it: {described(problem)}") from None
 
     def of(self, subject: str, limit: int = 50) -> list[Mapping[str, Any]]:
         """The notes of a robot or an event, newest first.
@@ -74,7 +74,7 @@ class Notes:
             with self._reader.begin() as connection:
                 return [dict(row) for row in connection.execute(query).mappings()]
         except sa.exc.SQLAlchemyError as problem:
-            raise OperatorError(f"the notes cannot be read: {first_line(problem)}") from None
+            raise OperatorError(f"the notes cannot be read: {described(problem)}") from None
 
 
 def subject_of_robot(site: str, robot: str) -> str:

@@ -5,7 +5,7 @@ import os
 import msgspec
 
 from serving.contracts.releases import Lineage
-from serving.errors import OperatorError, RejectedError
+from serving.errors import OperatorError, RejectedError, first_line
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +39,7 @@ def verify(lineage: Lineage, tracking_uri: str) -> Run:
         run = client.get_run(lineage.run_id)
         version = client.get_model_version(lineage.model_name, lineage.model_version)
     except MlflowException as problem:
-        why = str(problem).strip().splitlines()[0][:300]
+        why = first_line(problem)[:300]
         if problem.error_code == "RESOURCE_DOES_NOT_EXIST":
             raise RejectedError(f"MLflow at {tracking_uri} does not have it: {why}") from None
         raise OperatorError(f"MLflow at {tracking_uri} does not answer as it should: {why}") from None

@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from serving.errors import OperatorError, RejectedError
+from serving.errors import OperatorError, RejectedError, first_line
 from telemetry import rollups, tables
 
 _ID_CHARACTERS = frozenset("0123456789abcdef-")
@@ -158,16 +158,17 @@ class StoreReader:
             with self._engine.begin() as connection:
                 yield connection
         except (sa.exc.DataError, sa.exc.IntegrityError) as problem:
-            raise RejectedError(f"the store {self.name} does not take this: {first_line(problem)}") from None
+            raise RejectedError(f"the store {self.name} does not take this: {described(problem)}") from None
         except sa.exc.DBAPIError as problem:
-            raise OperatorError(f"the store {self.name} does not work: {first_line(problem)}") from None
+            raise OperatorError(f"the store {self.name} does not work: {described(problem)}") from None
         except (
             sa.exc.StatementError,
             ValueError,
             OverflowError,
         ) as problem:  # no value for the column, says the driver
-            raise RejectedError(f"the store {self.name} does not take this: {first_line(problem)}") from None
+            raise RejectedError(f"the store {self.name} does not take this: {described(problem)}") from None
 
 
-def first_line(problem: Exception) -> str:
-    return str(getattr(problem, "orig", None) or problem).strip().splitlines()[0]
+def described(problem: Exception) -> str:
+    """What the driver says, without SQLAlchemy's own words around it; in one line."""
+    return first_line(getattr(problem, "orig", None) or problem)

@@ -15,7 +15,7 @@ from typing import Iterator, List, TypeVar
 import torch
 from torch import distributed, nn
 
-from serving.errors import OperatorError
+from serving.errors import OperatorError, first_line
 
 Part = TypeVar("Part")
 TIMEOUT = timedelta(minutes=30)  # the first process may decode a hundred thousand images while the others wait
@@ -135,9 +135,8 @@ def _together(what: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as problem:  # what gloo and nccl raise when another process is gone
-        reason = str(problem).strip().splitlines()[0][:120]
         raise OperatorError(
-            f"the training processes cannot {what}; another one failed and says why ({reason})"
+            f"the training processes cannot {what}; another one failed and says why ({first_line(problem)[:120]})"
         ) from None
 
 

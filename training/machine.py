@@ -8,7 +8,7 @@ from collections import deque
 from concurrent.futures import Executor, Future
 from typing import Callable, Deque, Iterable, Iterator, TypeVar
 
-from serving.errors import OperatorError
+from serving.errors import OperatorError, first_line
 from training.settings import TrainSettings
 
 Item = TypeVar("Item")
@@ -50,7 +50,7 @@ def enough_memory(settings: TrainSettings) -> Iterator[None]:
     except (MemoryError, RuntimeError) as problem:
         if not isinstance(problem, MemoryError) and not _NO_MEMORY.search(str(problem)):
             raise
-        reason = (str(problem).splitlines() or ["MemoryError"])[0][:300]
+        reason = first_line(problem)[:300]
         raise OperatorError(
             f"no memory left at train.batch {settings.batch} and train.resolution {settings.resolution} ({reason}): "
             "lower one, or end what else holds memory. No model was written"

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from serving.errors import OperatorError, RejectedError
+from serving.errors import OperatorError, RejectedError, first_line
 from serving.preprocess import CLASSES, HEIGHT
 from training.efficientnet_lite import EfficientNetLite0, from_published
 from training.torchvision_shim import torchvision_models
@@ -171,8 +171,7 @@ def read_weights(path: Path) -> Dict[str, torch.Tensor]:
             "give imagenet, none, or the path of a .pth file"
         ) from None
     except Exception as problem:  # torch.load has no family of its own: pickle, zip and runtime errors come through
-        first_line = (str(problem).splitlines() or [type(problem).__name__])[0]
-        raise RejectedError(f"{path} is not a file of weights: {first_line[:200]}") from None
+        raise RejectedError(f"{path} is not a file of weights: {first_line(problem)[:200]}") from None
     while isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):

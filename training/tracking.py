@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from serving.errors import OperatorError
+from serving.errors import OperatorError, first_line
 from serving.settings import convert
 
 LOG = logging.getLogger(__name__)
@@ -64,10 +64,10 @@ def reaching(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, OSError) as problem:
-        first_line = (str(problem).splitlines() or [type(problem).__name__])[0][:300]
+        said = first_line(problem)[:300]
         family = Unreachable if uri.startswith("http") and _NO_ANSWER.search(str(problem)) else OperatorError
         raise family(
-            f"MLflow at {uri}: {first_line}. Start it (`jetloop mlflow`), or mend or unset MLFLOW_TRACKING_URI"
+            f"MLflow at {uri}: {said}. Start it (`jetloop mlflow`), or mend or unset MLFLOW_TRACKING_URI"
         ) from None
 
 

@@ -19,7 +19,7 @@ from pipelines.release.built import Built, Golden
 from serving import preprocess
 from serving.contracts.releases import Measured
 from serving.contracts.targets import HERE, kind_of
-from serving.errors import RejectedError
+from serving.errors import RejectedError, first_line
 
 WARM_UP_RUNS = 10
 RUNS = 100  # a round; p99 of fewer would be the maximum
@@ -61,7 +61,7 @@ def build_ort_fp32(onnx: bytes, golden: Golden) -> Built:
     try:
         session = ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
     except Exception as problem:  # ONNX Runtime's own exceptions share no other base
-        line = str(problem).splitlines()[0][:200]
+        line = first_line(problem)[:200]
         raise RejectedError(f"ONNX Runtime cannot load the model ({line}): export it again with `dvc repro`") from None
     _check_ends(session)
     batch = np.empty(preprocess.INPUT_SHAPE, np.float32)
