@@ -1,9 +1,15 @@
 """The bench of many images, with few: that it still makes a project in which `dvc repro` finds nothing to do."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,3 +25,21 @@ def test_few_images_are_validated_packed_and_found_unchanged(tmp_path: Path) -> 
     for one in sizes:
         assert one["no_op_s"] > 0
         assert all(one[step]["s"] > 0 and one[step]["peak_gb"] > 0 for step in ("validate", "split", "pack"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_it_leaves_no_images_and_no_process(tmp_path: Path, number: signal.Signals) -> None:
+    """100,000 images take 18 GB."""
+    command = [sys.executable, "-m", "tests.bench.scale", "--images", "2000", "--out", str(tmp_path / "scale.json")]
+    process = subprocess.Popen(command, cwd=ROOT)
+
+    def validating() -> list[psutil.Process]:
+        children = psutil.Process(process.pid).children()
+        return [child for child in children if "pipelines.validate" in child.cmdline()]
+
+    wait_for(validating, 120, "validating")
+    children = validating()
+    process.send_signal(number)
+    assert process.wait(30) == 128 + number
+    assert list(tmp_path.iterdir()) == []
+    assert not any(child.is_running() for child in children)

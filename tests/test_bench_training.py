@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from serving.errors import OperatorError
 from tests.bench import ablation, train
 from tests.bench_sets import data, weights  # noqa: F401
 from training.settings import AUGMENTATIONS
@@ -68,6 +69,11 @@ def test_both_recipes_are_timed_and_judged(
         assert CliRunner().invoke(train.command, options).exit_code == 1
     begun = json.loads(out.read_text())["runs"]
     assert [run["recipe"] for run in begun] == ["ours, blocks", "ours, last layer"]
+    for other in (["--unseen", "ben"], ["--epochs", "4"]):
+        refused = CliRunner().invoke(train.command, [*options, *other])
+        assert isinstance(refused.exception, OperatorError)
+        assert "interrupted run with other options" in str(refused.exception)
+        assert json.loads(out.read_text())["runs"] == begun
     done = CliRunner().invoke(train.command, options)
     assert done.exit_code in (0, 1), done.output
     told = json.loads(out.read_text())

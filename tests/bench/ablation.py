@@ -18,10 +18,12 @@ import numpy as np
 
 from serving.command_line import run
 from serving.errors import OperatorError
+from serving.files import write_atomic
 from tests.bench.real_sets import AVERAGED, EPOCHS, accuracy_line, decode, find, recipe, rows_of, simulate
 from training import cross_validation, metrics
 from training.cross_validation import Choice, Judged
 from training.dataset import Images, Row
+from training.pack_file import Chosen
 from training.settings import TrainSettings
 
 OUT = Path("build/bench/ablation.json")
@@ -98,11 +100,11 @@ def leave_out(recipe: Recipe, corpus: Corpus) -> Judged:
         key = name if recipe.real else "once"  # without real images all folds are the same training
         if key not in trained:
             trained.clear()
-            at = [place[row.image] for row in rows]
+            at = np.array([place[row.image] for row in rows])
             seed_everything(recipe.settings.seed)
             network = Network(recipe.settings.backbone, recipe.settings.resolution)
             load_weights(network, recipe.settings.weights)
-            images = Images(rows, corpus.pixels[at], corpus.labels[at])
+            images = Images(rows, Chosen(corpus.pixels, at), corpus.labels[at])
             trained[key] = fit(network, recipe.settings, images, None, cache=CACHE).network
         return infer(trained[key], corpus.pixels[[place[row.image] for row in judged]])
 
@@ -222,7 +224,7 @@ def command(
             done[name] = {"key": key, "seconds": round(time.monotonic() - began, 1), "answers": answers}
         done[name].update(report(_judged(corpus, done[name]["answers"]), recall, miss_cost))
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(done) + "\n")
+        write_atomic(out, (json.dumps(done) + "\n").encode())
         console.print(f"{name}: {accuracy_line(done[name]['sets'][MEAN])}; {done[name]['seconds']:.0f} s")
     _show(console, {name: done[name] for name in wanted})
     console.print(f"figures in {out}")

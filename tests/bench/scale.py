@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -73,6 +74,7 @@ def command(images: str, folder: Path | None, out: Path) -> int:
         raise OperatorError(f"--images {images}: give numbers with commas between, such as 1000,10000") from None
     folder = folder or out.parent
     folder.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was made is removed
     measured = []
     for size in sizes:
         with tempfile.TemporaryDirectory(prefix="scale-", dir=folder) as project:
@@ -169,7 +171,12 @@ def _measured(project: Path, arguments: tuple[str, ...]) -> dict[str, float]:
     peak, ended = 0, threading.Event()
     begun = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, *arguments], cwd=project, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [sys.executable, *arguments],
+        cwd=project,
+        env=_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # so that all its processes can be ended
     )
 
     def watch() -> None:
@@ -180,10 +187,16 @@ def _measured(project: Path, arguments: tuple[str, ...]) -> dict[str, float]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    said = process.communicate()[0].decode(errors="replace")
-    taken = time.monotonic() - begun
-    ended.set()
-    watcher.join()
+    try:
+        said = process.communicate()[0].decode(errors="replace")
+        taken = time.monotonic() - begun
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    finally:
+        ended.set()
+        watcher.join()
     if process.returncode:
         raise OperatorError(f"{' '.join(arguments[:2])} ended with {process.returncode}: {said[-800:]}")
     return {"s": round(taken, 2), "peak_gb": round(peak / 1e9, 3)}
@@ -215,11 +228,11 @@ def _show(console: Any, measured: list[dict[str, Any]], found: dict[str, float])
     from rich.table import Table
 
     steps = ("validate", "split", "pack", "pack again")
-    table = Table("images", "zips GB", *(f"{step} s" for step in steps), "peak GB", "no-op dvc repro s")
+    table = Table("images", "zips GB", *steps, "no-op repro", "peak GB", title="seconds that each step takes")
     for one in measured:
         peak = max(one[step]["peak_gb"] for step in steps)
         seconds = (f"{one[step]['s']:.1f}" for step in steps)
-        table.add_row(f"{one['images']:,}", f"{one['gigabytes']:.2f}", *seconds, f"{peak:.2f}", f"{one['no_op_s']:.2f}")
+        table.add_row(f"{one['images']:,}", f"{one['gigabytes']:.2f}", *seconds, f"{one['no_op_s']:.2f}", f"{peak:.2f}")
     console.print(table)
     table = Table("figure", "measured", "at most")
     for name, value in found.items():

@@ -20,6 +20,7 @@ import numpy as np
 from serving.command_line import run
 from serving.contracts.sessions import LABELS
 from serving.errors import OperatorError
+from serving.files import write_atomic
 from tests.bench import real_sets
 from tests.bench.real_sets import Picture, accuracy_line, decode, find
 from training import metrics
@@ -126,7 +127,11 @@ def command(
 
 
 def _begun(out: Path, about: Dict[str, Any], wanted: List[Training]) -> Dict[Training, Result]:
-    """What an interrupted command has left of the same trainings; nothing where it had ended: then all is anew."""
+    """What an interrupted command has left of the same trainings; nothing where it had ended: then all is anew.
+
+    Raises:
+        OperatorError: it was interrupted in other trainings, which writing would lose.
+    """
     try:
         found = json.loads(out.read_text())
         kept = {
@@ -136,6 +141,8 @@ def _begun(out: Path, about: Dict[str, Any], wanted: List[Training]) -> Dict[Tra
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
     same = all(found.get(key) == value for key, value in about.items())
+    if kept and "results" not in found and not (same and kept.keys() <= set(wanted)):
+        raise OperatorError(f"{out} is of an interrupted run with other options: repeat them, remove it or give --out")
     runs = {training: kept[training] for training in wanted if training in kept}
     return runs if same and len(runs) < len(wanted) else {}
 
@@ -145,7 +152,7 @@ def _write(out: Path, about: Dict[str, Any], runs: Dict[Training, Result], told:
         {"recipe": name, "unseen": source, "seed": seed, **result._asdict()}
         for (name, source, seed), result in runs.items()
     ]
-    out.write_text(json.dumps({**about, "runs": kept, **told}, indent=2) + "\n")
+    write_atomic(out, (json.dumps({**about, "runs": kept, **told}, indent=2) + "\n").encode())
 
 
 def compared(runs: Dict[Training, Result]) -> Dict[str, Dict[str, Any]]:
