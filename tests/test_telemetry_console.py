@@ -167,3 +167,10 @@ def test_markup_escapes_everything(tmp_path: Path) -> None:
     )
     assert "<script" not in shown
     assert "&lt;script&gt;" in shown
+
+
+def test_details_name_only_what_has_a_value() -> None:
+    """A robot's first model replaces none: no 'from' and no gap; a nought is a value."""
+    line = html.details({"from": "", "to": "v2", "gap_ms": None, "latency_p50_ms": 0, "ok": False})
+    assert line == '<span class="details">to v2, latency_p50_ms 0, ok False</span>'
+    assert html.details({"from": ""}) == html.DASH

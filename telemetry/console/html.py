@@ -114,8 +114,8 @@ def brief(value: Any) -> str:
 
 
 def details(data: Mapping[str, Any]) -> Markup:
-    """An event's data in one line."""
-    text = ", ".join(f"{name} {brief(value)}" for name, value in data.items())
+    """An event's data in one line; what it has no value for is left out."""
+    text = ", ".join(f"{name} {brief(value)}" for name, value in data.items() if value not in (None, ""))
     return Markup('<span class="details">{}</span>').format(text[:300]) if text else DASH
 
 
