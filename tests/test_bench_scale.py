@@ -1,5 +1,6 @@
 """The bench of many images, with few: that it still makes a project in which `dvc repro` finds nothing to do."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -9,9 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import wait_for
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.conftest import ROOT, end, start, wait_for
 
 
 def test_few_images_are_validated_packed_and_found_unchanged(tmp_path: Path) -> None:
@@ -30,16 +29,22 @@ def test_few_images_are_validated_packed_and_found_unchanged(tmp_path: Path) -> 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_it_leaves_no_images_and_no_process(tmp_path: Path, number: signal.Signals) -> None:
     """100,000 images take 18 GB."""
-    command = [sys.executable, "-m", "tests.bench.scale", "--images", "2000", "--out", str(tmp_path / "scale.json")]
-    process = subprocess.Popen(command, cwd=ROOT)
+    folder = tmp_path / "bench"
+    command = [sys.executable, "-m", "tests.bench.scale", "--images", "2000", "--out", str(folder / "scale.json")]
+    process = start(command, tmp_path / "log", cwd=ROOT)
 
     def validating() -> list[psutil.Process]:
-        children = psutil.Process(process.pid).children()
-        return [child for child in children if "pipelines.validate" in child.cmdline()]
+        with contextlib.suppress(psutil.Error):  # one of them, such as git, may just be ending
+            children = psutil.Process(process.pid).children()
+            return [child for child in children if "pipelines.validate" in child.cmdline()]
+        return []
 
-    wait_for(validating, 120, "validating")
-    children = validating()
-    process.send_signal(number)
-    assert process.wait(30) == 128 + number
-    assert list(tmp_path.iterdir()) == []
+    try:
+        wait_for(validating, 120, "validating")
+        children = validating()
+        process.send_signal(number)
+        assert process.wait(30) == 128 + number
+    finally:
+        end(process)
+    assert list(folder.iterdir()) == []
     assert not any(child.is_running() for child in children)

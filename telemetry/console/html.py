@@ -113,9 +113,13 @@ def brief(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def in_one_line(data: Mapping[str, Any]) -> str:
+    """An event's data; what it has no value for is left out."""
+    return ", ".join(f"{name} {brief(value)}" for name, value in data.items() if value not in (None, ""))
+
+
 def details(data: Mapping[str, Any]) -> Markup:
-    """An event's data in one line; what it has no value for is left out."""
-    text = ", ".join(f"{name} {brief(value)}" for name, value in data.items() if value not in (None, ""))
+    text = in_one_line(data)
     return Markup('<span class="details">{}</span>').format(text[:300]) if text else DASH
 
 

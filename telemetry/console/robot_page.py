@@ -134,7 +134,7 @@ def notes(rows: Sequence[Row], subject: str, back: str, token: str, *, operates:
 
 def _why(row: Row) -> str:
     data = row["data"]
-    return str(data.get("reason") or data.get("cause") or ", ".join(f"{k} {html.brief(v)}" for k, v in data.items()))
+    return str(data.get("reason") or data.get("cause") or html.in_one_line(data))
 
 
 def _text(value: Any, form: str) -> str:

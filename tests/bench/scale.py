@@ -8,6 +8,7 @@ Training itself is not run. So that DVC has something to compare, the outputs of
 The images are simulated; scale_sessions.py says how so many are made in minutes.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -29,8 +30,8 @@ from ruamel.yaml import YAML
 from serving.command_line import run
 from serving.errors import OperatorError
 from tests.bench import scale_sessions
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 OUT = Path("build/bench/scale.json")
 _SAMPLE_S = 0.02
 _NO_OPS = 3
@@ -78,7 +79,11 @@ def command(images: str, folder: Path | None, out: Path) -> int:
     measured = []
     for size in sizes:
         with tempfile.TemporaryDirectory(prefix="scale-", dir=folder) as project:
-            measured.append(measure(Path(project), size, console))
+            try:
+                measured.append(measure(Path(project), size, console))
+            except BaseException:
+                _end_children()
+                raise
     figures = {
         "machine": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -171,12 +176,7 @@ def _measured(project: Path, arguments: tuple[str, ...]) -> dict[str, float]:
     peak, ended = 0, threading.Event()
     begun = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=project,
-        env=_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,  # so that all its processes can be ended
+        [sys.executable, *arguments], cwd=project, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
 
     def watch() -> None:
@@ -185,21 +185,24 @@ def _measured(project: Path, arguments: tuple[str, ...]) -> dict[str, float]:
         while not ended.wait(_SAMPLE_S):
             peak = max(peak, _resident(parent))
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    try:
-        said = process.communicate()[0].decode(errors="replace")
-        taken = time.monotonic() - begun
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        raise
-    finally:
-        ended.set()
-        watcher.join()
+    said = process.communicate()[0].decode(errors="replace")
+    taken = time.monotonic() - begun
+    ended.set()
+    watcher.join()
     if process.returncode:
         raise OperatorError(f"{' '.join(arguments[:2])} ended with {process.returncode}: {said[-800:]}")
     return {"s": round(taken, 2), "peak_gb": round(peak / 1e9, 3)}
+
+
+def _end_children() -> None:
+    """Ends every process that is still at work in a project, and waits, so that none writes while it is removed."""
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    psutil.wait_procs(children, timeout=10)
 
 
 def _resident(parent: psutil.Process) -> int:
